@@ -1,0 +1,60 @@
+// What the torch side of every op does: float types, contiguous inputs, new outputs.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <initializer_list>
+
+#include "common/check.h"
+#include "common/float_types.h"
+
+namespace fastcl {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The kernels' name of a tensor's dtype; float64 is the reference's business.
+inline FloatType float_type(const char* op, const char* name, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return FloatType::kFloat32;
+    case ScalarType::BFloat16: return FloatType::kBFloat16;
+    case ScalarType::Half: return FloatType::kFloat16;
+    default: break;
+  }
+  FASTCL_CHECK(false, op, ": ", name, " must be float32, bfloat16 or float16, got ", toString(tensor.scalar_type()));
+  return FloatType::kFloat32;
+}
+
+inline void check_dtype(const char* op, const char* name, const Tensor& tensor, ScalarType wanted) {
+  FASTCL_CHECK(tensor.scalar_type() == wanted, op, ": ", name, " must be ", toString(wanted), ", got ",
+               toString(tensor.scalar_type()));
+}
+
+inline bool same_shape(const Tensor& a, const Tensor& b) {
+  if (a.dim() != b.dim()) return false;
+  for (int64_t d = 0; d < a.dim(); ++d)
+    if (a.size(d) != b.size(d)) return false;
+  return true;
+}
+
+inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
+  return torch::stable::new_empty(like, {sizes.begin(), sizes.size()}, type);
+}
+
+// A precision as torch.get_float32_matmul_precision() names it.
+inline bool bf16_products(const char* op, const std::string& precision) {
+  FASTCL_CHECK(precision == "highest" || precision == "high" || precision == "medium", op,
+               ": precision must be highest, high or medium, got ", precision);
+  return precision == "medium";
+}
+
+// A 0-d float32 scale on the CPU.
+inline float scale_value(const char* op, const Tensor& scale) {
+  check_dtype(op, "scale", scale, ScalarType::Float);
+  FASTCL_CHECK(scale.numel() == 1, op, ": scale must have one element, got ", shape(scale));
+  return *static_cast<const float*>(scale.const_data_ptr());
+}
+
+}  // namespace fastcl

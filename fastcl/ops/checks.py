@@ -1,0 +1,57 @@
+"""Argument checks that several ops share; every message names the op, the argument, what was wanted and what came."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+PRECISIONS = ("highest", "high", "medium")
+
+
+def check_matrix(op: str, name: str, value: Tensor) -> None:
+    """Wants a floating [rows, dim] tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a Tensor, got {type(value).__name__}")
+    if value.dim() != 2:
+        raise ValueError(f"{op}: {name} must be [rows, dim], got {list(value.shape)}")
+    if value.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
+
+
+def check_like(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Wants `value` on `other`'s device and of its dtype."""
+    if value.device != other.device:
+        raise ValueError(f"{op}: {name} must be on {other_name}'s device {other.device}, got {value.device}")
+    if value.dtype != other.dtype:
+        raise TypeError(f"{op}: {name} must have {other_name}'s dtype {other.dtype}, got {value.dtype}")
+
+
+def check_views(op: str, z0: Tensor, z1: Tensor) -> None:
+    """Wants two [N, D] tensors of one shape, dtype and device, N and D at least 1."""
+    check_matrix(op, "z0", z0)
+    check_matrix(op, "z1", z1)
+    if z0.shape != z1.shape:
+        raise ValueError(f"{op}: z1 must have z0's shape {list(z0.shape)}, got {list(z1.shape)}")
+    if z0.numel() == 0:
+        raise ValueError(f"{op}: z0 must have at least one row and one column, got {list(z0.shape)}")
+    check_like(op, "z1", z1, "z0", z0)
+
+
+def check_scale(op: str, scale: float | Tensor, like: Tensor) -> Tensor:
+    """Gives the scale as a 0-d tensor on `like`'s device: float64 for float64 rows, else float32."""
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    if not isinstance(scale, Tensor):
+        return torch.full((), float(scale), dtype=dtype, device=like.device)
+    if scale.numel() != 1:
+        raise ValueError(f"{op}: scale must be a number or a tensor of one element, got {list(scale.shape)}")
+    return scale.reshape(()).to(device=like.device, dtype=dtype)
+
+
+def check_precision(op: str, precision: str | None) -> str:
+    """Gives the precision of float32 products, by default torch's own setting."""
+    if precision is None:
+        return torch.get_float32_matmul_precision()
+    if precision not in PRECISIONS:
+        raise ValueError(f"{op}: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    return precision

@@ -1,0 +1,21 @@
+"""Every op's signature, on one screen.
+
+They stand in Python, not in C++, because the package also works where nothing native was built. ``csrc/<op>/<op>_cpu.cpp``
+and ``<op>_cuda_ops.cpp`` implement them; ``fastcl/ops/<op>.py`` holds the public function and the reference.
+"""
+
+SCHEMAS: dict[str, str] = {
+    "similarity_lse": (
+        "(Tensor q, Tensor? k, Tensor scale, Tensor? q_group, Tensor? k_group, bool columns, str precision)"
+        " -> (Tensor row_lse, Tensor col_lse)"
+    ),
+    "similarity_lse_backward": (
+        "(Tensor grad_row, Tensor grad_col, Tensor q, Tensor? k, Tensor scale, Tensor? q_group, Tensor? k_group,"
+        " Tensor row_lse, Tensor col_lse, bool need_q, bool need_k, str precision) -> (Tensor grad_q, Tensor grad_k)"
+    ),
+    "ntxent": "(Tensor z0, Tensor z1, Tensor scale, str precision) -> (Tensor losses, Tensor lse)",
+    "ntxent_backward": (
+        "(Tensor grad_losses, Tensor z0, Tensor z1, Tensor scale, Tensor lse, str precision)"
+        " -> (Tensor grad_z0, Tensor grad_z1, Tensor grad_scale)"
+    ),
+}

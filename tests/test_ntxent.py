@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import fastcl
+from fastcl.ops import ntxent
+
+SHAPES = {
+    "one_pair": (1, 4),
+    "odd": (5, 7),
+    "one_dim": (6, 1),
+    "digits_head": (33, 64),
+    "wide": (8, 513),
+    "many": (150, 32),
+}
+SCALES = {"T=10": 0.1, "T=0.5": 2.0, "T=0.1": 10.0, "T=0.05": 20.0, "T=0.005": 200.0}
+
+
+def plain(z0: Tensor, z1: Tensor, scale: Tensor | float) -> Tensor:
+    """SimCLR's formula as a page of PyTorch would have it: the oracle in float64, the yardstick in float32."""
+    z = functional.normalize(torch.cat([z0, z1]), dim=1)
+    s = scale * (z @ z.T)
+    s = s.masked_fill(torch.eye(len(z), dtype=torch.bool), float("-inf"))
+    return functional.cross_entropy(s, torch.arange(len(z)).roll(len(z0)), reduction="none")
+
+
+def run(f: Callable[..., Tensor], z0: Tensor, z1: Tensor, scale: float, dtype: torch.dtype) -> list[Tensor]:
+    """Losses and the gradients of their weighted sum, weights that differ by row."""
+    z0, z1 = (z.to(dtype).requires_grad_() for z in (z0, z1))
+    s = torch.tensor(scale, dtype=torch.float64 if dtype == torch.float64 else torch.float32, requires_grad=True)
+    losses = f(z0, z1, s)
+    weights = torch.linspace(0.1, 1.0, len(losses), dtype=losses.dtype)
+    grads = torch.autograd.grad((losses * weights).sum(), [z0, z1, s])
+    return [losses.detach(), *grads]
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES.keys())
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_value_and_gradients_match_fp64(backend, assert_as_good_as, shape, scale):
+    z0 = torch.randn(shape)
+    z1 = z0 + 0.3 * torch.randn(shape)
+    exact = run(plain, z0, z1, scale, torch.float64)
+    yardstick = run(plain, z0, z1, scale, torch.float32)
+    for got, ref32, ref64 in zip(run(ntxent, z0, z1, scale, torch.float32), yardstick, exact, strict=True):
+        assert_as_good_as(got, ref32, ref64, 1e-6 * max(1.0, scale / 10))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_half_inputs_are_accumulated_in_float32(backend, dtype):
+    z0, z1 = torch.randn(2, 64, 48).to(dtype)
+    exact = run(plain, z0, z1, 10.0, torch.float64)
+    losses, *grads = run(ntxent, z0, z1, 10.0, dtype)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses.double(), exact[0], rtol=1e-5, atol=1e-5)
+    for got, want in zip(grads[:2], exact[1:], strict=False):
+        assert got.dtype == dtype
+        assert (got.double() - want).abs().max() <= torch.finfo(dtype).eps * want.abs().max()
+
+
+def test_gradcheck_in_float64():
+    z0, z1 = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True).unbind()
+    scale = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(ntxent, (z0.detach().requires_grad_(), z1.detach().requires_grad_(), scale))
+
+
+EDGES = {
+    "identical_rows": (torch.ones(6, 4), torch.ones(6, 4)),
+    "opposite_views": (torch.ones(6, 4), -torch.ones(6, 4)),
+    "zero_row": (torch.cat([torch.zeros(1, 4), torch.ones(2, 4)]), torch.eye(3, 4)),
+    "all_zero": (torch.zeros(3, 4), torch.zeros(3, 4)),
+    "huge": (torch.full((3, 4), 1e30), 1e30 * torch.eye(3, 4)),
+    "tiny": (torch.full((3, 4), 1e-30), 1e-30 * torch.eye(3, 4)),
+}
+
+
+@pytest.mark.parametrize("views", EDGES.values(), ids=EDGES.keys())
+@pytest.mark.parametrize("scale", [2.0, 200.0])
+def test_edges_stay_finite(backend, views, scale):
+    losses, *grads = run(ntxent, *views, scale, torch.float32)
+    assert losses.isfinite().all()
+    assert all(grad.isfinite().all() for grad in grads)
+    exact = plain(*(view.double() for view in views), scale)
+    if views[0].abs().max() != 1e-30:  # below 1e-12 the rows are divided by 1e-12, in either precision
+        torch.testing.assert_close(losses.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_a_zero_row_gets_a_zero_gradient(backend):
+    z0, z1 = (view.clone().requires_grad_() for view in EDGES["zero_row"])
+    ntxent(z0, z1, 10.0).mean().backward()
+    assert (z0.grad[0] == 0).all()
+    assert z0.grad[1].abs().sum() > 0
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_and_inf_come_out_as_nan(backend, bad):
+    z0, z1 = torch.randn(2, 4, 3)
+    z0[2, 1] = bad
+    z0.requires_grad_()
+    losses = ntxent(z0, z1, 10.0)
+    losses.sum().backward()
+    assert losses[2].isnan()
+    assert z0.grad[2].isnan().any()
+
+
+def test_same_bits_on_every_call(backend):
+    z0, z1 = torch.randn(2, 70, 40)
+    first = run(ntxent, z0, z1, 10.0, torch.float32)
+    for _ in range(5):
+        for a, b in zip(run(ntxent, z0, z1, 10.0, torch.float32), first, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_strided_inputs(backend):
+    wide = torch.randn(2, 9, 10)
+    strided = wide[:, :, ::2]
+    torch.testing.assert_close(ntxent(*strided, 10.0), ntxent(*strided.contiguous(), 10.0), rtol=0, atol=0)
+
+
+def test_compiles_without_graph_breaks(backend):
+    torch._dynamo.reset()
+
+    def step(z0: Tensor, z1: Tensor, scale: Tensor) -> Tensor:
+        return ntxent(z0, z1, scale).mean()
+
+    z0, z1 = torch.randn(2, 16, 8)
+    scale = torch.tensor(10.0)
+    arguments = [[t.clone().requires_grad_() for t in (z0, z1, scale)] for _ in range(2)]
+    eager, compiled = step(*arguments[0]), torch.compile(step, fullgraph=True, backend="aot_eager")(*arguments[1])
+    eager.backward()
+    compiled.backward()
+    assert torch.equal(eager, compiled)
+    for a, b in zip(*arguments, strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("namespace", ["fastcl", "fastcl_reference"])
+def test_opcheck(namespace):
+    z0, z1 = (z.requires_grad_() for z in torch.randn(2, 6, 5).unbind())
+    scale = torch.tensor(4.0, requires_grad=True)
+    ops = getattr(torch.ops, namespace)
+    torch.library.opcheck(ops.ntxent.default, (z0, z1, scale, "highest"))
+    losses, lse = (t.detach() for t in ops.ntxent(z0, z1, scale, "highest"))
+    views = (z0.detach(), z1.detach(), scale.detach())
+    torch.library.opcheck(ops.ntxent_backward.default, (torch.ones_like(losses), *views, lse, "highest"))
+
+
+BAD = {
+    "shape": ((torch.ones(3, 4), torch.ones(2, 4), 1.0), ValueError, "z1 must have z0's shape"),
+    "dims": ((torch.ones(3), torch.ones(3), 1.0), ValueError, r"z0 must be \[rows, dim\], got \[3\]"),
+    "empty": ((torch.ones(0, 4), torch.ones(0, 4), 1.0), ValueError, "at least one row"),
+    "integers": ((torch.ones(3, 4).int(), torch.ones(3, 4).int(), 1.0), TypeError, "got torch.int32"),
+    "mixed": ((torch.ones(3, 4), torch.ones(3, 4).half(), 1.0), TypeError, "z1 must have z0's dtype"),
+    "scale": ((torch.ones(3, 4), torch.ones(3, 4), torch.ones(2)), ValueError, "scale must be"),
+    "list": (([1.0], torch.ones(3, 4), 1.0), TypeError, "z0 must be a Tensor, got list"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "kind", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_arguments(backend, arguments, kind, message):
+    with pytest.raises(kind, match=f"ntxent: .*{message}"):
+        ntxent(*arguments)
+
+
+def test_the_kernel_itself_refuses_what_does_not_fit():
+    if fastcl.backends()["ntxent"]["cpu"] != "native":
+        pytest.skip("native kernels were not built")
+    one = torch.tensor(1.0)
+    with pytest.raises(RuntimeError, match="ntxent: z1 must have z0's shape"):
+        torch.ops.fastcl.ntxent(torch.ones(3, 4), torch.ones(2, 4), one, "high")
+    with pytest.raises(RuntimeError, match="lse must be"):
+        torch.ops.fastcl.ntxent_backward(
+            torch.ones(6), torch.ones(3, 4), torch.ones(3, 4), one, torch.ones(5), "high"
+        )
