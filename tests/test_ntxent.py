@@ -63,9 +63,9 @@ def test_half_inputs_are_accumulated_in_float32(backend, dtype):
 
 
 def test_gradcheck_in_float64():
-    z0, z1 = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True).unbind()
+    z0, z1 = (torch.randn(5, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
     scale = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(ntxent, (z0.detach().requires_grad_(), z1.detach().requires_grad_(), scale))
+    assert torch.autograd.gradcheck(ntxent, (z0, z1, scale))
 
 
 EDGES = {
@@ -90,7 +90,7 @@ def test_edges_stay_finite(backend, views, scale):
 
 
 def test_a_zero_row_gets_a_zero_gradient(backend):
-    z0, z1 = (view.clone().requires_grad_() for view in EDGES["zero_row"])
+    z0, z1 = (view.clone().detach().requires_grad_() for view in EDGES["zero_row"])
     ntxent(z0, z1, 10.0).mean().backward()
     assert (z0.grad[0] == 0).all()
     assert z0.grad[1].abs().sum() > 0
@@ -140,7 +140,7 @@ def test_compiles_without_graph_breaks(backend):
 
 @pytest.mark.parametrize("namespace", ["fastcl", "fastcl_reference"])
 def test_opcheck(namespace):
-    z0, z1 = (z.requires_grad_() for z in torch.randn(2, 6, 5).unbind())
+    z0, z1 = (torch.randn(6, 5, requires_grad=True) for _ in range(2))
     scale = torch.tensor(4.0, requires_grad=True)
     ops = getattr(torch.ops, namespace)
     torch.library.opcheck(ops.ntxent.default, (z0, z1, scale, "highest"))

@@ -48,10 +48,15 @@ def check_scale(op: str, scale: float | Tensor, like: Tensor) -> Tensor:
     return scale.reshape(()).to(device=like.device, dtype=dtype)
 
 
+@torch.compiler.assume_constant_result  # read when the graph is compiled
+def _default_precision() -> str:
+    return torch.get_float32_matmul_precision()
+
+
 def check_precision(op: str, precision: str | None) -> str:
     """Gives the precision of float32 products, by default torch's own setting."""
     if precision is None:
-        return torch.get_float32_matmul_precision()
+        return _default_precision()
     if precision not in PRECISIONS:
         raise ValueError(f"{op}: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     return precision

@@ -71,12 +71,13 @@ def _ntxent_backward_reference(
     rows = torch.arange(len(z), device=z.device)
     grad_s[rows, rows.roll(len(z0))] -= 1
     grad_s *= grad_losses[:, None]
-    grad_z = scale * ((grad_s + grad_s.T) @ z)
-    along = (z * grad_z).sum(dim=1, keepdim=True)  # of each row; its part along z does not change the direction
-    # L depends on scale · z zᵀ alone, so its derivative by log(scale) is half the one by log‖z‖, summed over the rows.
-    grad_scale = along.sum() / (2 * scale)
+    pull = (grad_s + grad_s.T) @ z
+    along = (z * pull).sum(dim=1, keepdim=True)
+    grad_scale = along.sum() / 2  # = Σ_ij grad_s_ij z_i z_j
+    grad_z, along = scale * pull, scale * along  # the part of each row along z does not change its direction
     grad = torch.where(norm > _EPS, grad_z - z * along, grad_z * (z != 0).any(dim=1, keepdim=True)) / norm
-    return (*(part.contiguous() for part in grad.to(z0.dtype).chunk(2)), grad_scale.to(scale.dtype))  # type: ignore[return-value]
+    grad_z0, grad_z1 = grad.to(z0.dtype).chunk(2)
+    return grad_z0.clone(), grad_z1.clone(), grad_scale.to(scale.dtype)
 
 
 def _ntxent_fake(z0: Tensor, z1: Tensor, scale: Tensor, precision: str) -> tuple[Tensor, Tensor]:
