@@ -2,6 +2,7 @@
 
 from fastcl.ops.ntxent import ntxent
 from fastcl.ops.registry import BackendError, backends, use_backend
+from fastcl.ops.similarity_lse import similarity_lse
 
 
-__all__ = ["BackendError", "backends", "ntxent", "use_backend"]
+__all__ = ["BackendError", "backends", "ntxent", "similarity_lse", "use_backend"]

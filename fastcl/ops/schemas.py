@@ -11,7 +11,8 @@ SCHEMAS: dict[str, str] = {
     ),
     "similarity_lse_backward": (
         "(Tensor grad_row, Tensor grad_col, Tensor q, Tensor? k, Tensor scale, Tensor? q_group, Tensor? k_group,"
-        " Tensor row_lse, Tensor col_lse, bool need_q, bool need_k, str precision) -> (Tensor grad_q, Tensor grad_k)"
+        " Tensor row_lse, Tensor col_lse, bool need_q, bool need_k, str precision)"
+        " -> (Tensor grad_q, Tensor grad_k, Tensor grad_scale)"
     ),
     "ntxent": "(Tensor z0, Tensor z1, Tensor scale, str precision) -> (Tensor losses, Tensor lse)",
     "ntxent_backward": (
