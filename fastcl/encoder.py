@@ -1,0 +1,120 @@
+"""A small convolutional encoder, and its file: float or int8, with all that is needed to use it again."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fastcl.errors import CheckpointError, run_extra
+from fastcl.files import write_atomically
+
+__all__ = ["Encoder", "EncoderConfig", "load_encoder", "save_encoder"]
+
+_FORMAT = "fastcl-encoder-1"
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What an encoder expects and how large it is; with the weights this rebuilds it."""
+
+    channels: int  # of the images: 1 for grey, 3 for RGB
+    image_size: int  # height and width of the images, in pixels
+    width: int  # channels of the first convolution
+    mean: tuple[float, ...]  # of the training images on the scale 0 to 1, one for each channel
+    std: tuple[float, ...]
+
+
+class Encoder(nn.Module):
+    """Convolutions, each with batch normalisation and ReLU, and an average over a grid of 2×2.
+
+    The first convolution and the pools between the others halve the image until it has about 7×7 pixels.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        halvings = max(2, round(math.log2(config.image_size / 7)))
+        widths = [min(config.width * 2**stage, config.width * 8) for stage in range(halvings + 1)]
+        layers = _convolution(config.channels, widths[0], kernel=5, stride=2)
+        for stage in range(halvings):
+            layers += ([nn.MaxPool2d(2)] if stage else []) + _convolution(widths[stage], widths[stage + 1], kernel=3)
+        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        self.dim = 4 * widths[-1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embeds normalised images [B, C, H, W] as [B, dim]."""
+        return self.layers(images)  # type: ignore[no-any-return]
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """What the encoder expects of uint8 images [B, C, H, W]: float32, (image / 255 − mean) / std by channel."""
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.config.mean, self.config.std))
+        return (images.float() / 255 - mean) / std
+
+    @torch.no_grad()
+    def embed(self, images: Tensor, batch_size: int = 256) -> Tensor:
+        """Embeds uint8 images [N, C, H, W] as float32 [N, dim], in evaluation mode."""
+        training = self.training
+        self.eval()
+        try:
+            parts = [self(self.normalize(batch)) for batch in images.split(batch_size)]
+        finally:
+            self.train(training)
+        return torch.cat(parts)
+
+
+def _convolution(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> list[nn.Module]:
+    return [
+        nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(channels_out),
+        nn.ReLU(),
+    ]
+
+
+def save_encoder(encoder: Encoder, path: Path, kind: str) -> int:
+    """Writes an encoder of kind ``"float"`` or ``"int8"``; returns the size of the file in bytes."""
+    with run_extra():
+        from safetensors.torch import save
+    tensors = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
+    header = {"format": _FORMAT, "kind": kind, "config": json.dumps(asdict(encoder.config))}
+    data = save(tensors, metadata=header)
+    write_atomically(path, data)
+    return len(data)
+
+
+def load_encoder(path: Path) -> tuple[Encoder, str]:
+    """Reads an encoder and its kind, ``"float"`` or ``"int8"``, in evaluation mode.
+
+    Raises:
+        CheckpointError: for a file that is missing, damaged or no encoder.
+    """
+    with run_extra():
+        from safetensors import SafetensorError, safe_open
+    try:
+        with safe_open(os.fspath(path), framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: expected an encoder of `fastcl run`: {error}") from error
+    if header.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{path}: expected an encoder of `fastcl run` ({_FORMAT}), got a safetensors file of format "
+            f"{header.get('format', 'unknown')!r}"
+        )
+    try:
+        fields = json.loads(header["config"])
+        config = EncoderConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()})
+        encoder, kind = Encoder(config), header["kind"]
+        if kind == "int8":
+            from fastcl.compress import to_int8
+
+            encoder = to_int8(encoder)
+        encoder.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: the encoder does not fit its own description: {error}") from error
+    return encoder.eval(), kind
