@@ -19,4 +19,8 @@ SCHEMAS: dict[str, str] = {
         "(Tensor grad_losses, Tensor z0, Tensor z1, Tensor scale, Tensor lse, str precision)"
         " -> (Tensor grad_z0, Tensor grad_z1, Tensor grad_scale)"
     ),
+    "int8_pack_weight": "(Tensor weight, str kernel) -> Tensor",
+    "int8_linear": (
+        "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? packed, str activation) -> Tensor"
+    ),
 }
