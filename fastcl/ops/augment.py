@@ -1,12 +1,12 @@
 r"""Fused augmentation: draw a table of parameters, then apply it in one pass; kernels in ``csrc/augment``.
 
-A **recipe** says what may happen (:data:`RECIPE_NAMES`: ranges and probabilities), :func:`augment_sample` draws one row of
-:data:`PARAM_NAMES` per image from it, and :func:`augment_apply` is a pure function of images and rows::
+A **recipe** says what may happen (:data:`RECIPE_NAMES`: ranges and probabilities), :func:`augment_sample` draws one row
+of :data:`PARAM_NAMES` per image from it, and :func:`augment_apply` is a pure function of images and rows::
 
-    crop, antialiased resize, flips -> warp -> colour jitter in the row's order -> grayscale -> Gaussian blur -> normalise
+    crop, antialiased resize, flips -> warp -> colour jitter in the row's order -> grayscale -> blur -> normalise
 
-Each stage computes what torchvision's tensor functional of the same parameters computes on float images. Values are kept
-in float32 between the stages where torchvision rounds uint8 images after each, so the result is nearer to exact arithmetic.
+Each stage computes what torchvision's tensor functional of the same parameters computes on float images. Values stay
+float32 between the stages where torchvision rounds uint8 images after each: the result is nearer to exact arithmetic.
 """
 
 from __future__ import annotations
@@ -135,12 +135,12 @@ def augment_apply(
             and grayscale take C = 1 (saturation, hue and grayscale do nothing) or 3; the rest takes any C.
         params: float32 [B, len(PARAM_NAMES)], as :func:`augment_sample` gives it or edited.
         size: height and width of the output, in pixels.
-        interpolation: of the warp, ``"nearest"`` or ``"bilinear"``; the crop is always resized bilinearly with antialias.
+        interpolation: of the warp, ``"nearest"`` or ``"bilinear"``; the crop is resized bilinearly with antialias.
         fill: what a warp shows outside the image, one value or one per channel in the images' units; ``None`` is black
             at the border too, where a value weighs in twice at a bilinear border (as in torchvision).
         mean, std: per channel (or one for all), of values from 0 to 1; ``None`` is no normalisation.
-        dtype: uint8 (0 to 255), float32, float16, bfloat16 (0 to 1, or normalised); by default the images'. uint8 rounds
-            as torchvision's last op would: down after a colour op, else to nearest.
+        dtype: uint8 (0 to 255), float32, float16, bfloat16 (0 to 1, or normalised); by default the images'.
+            uint8 rounds as torchvision's last op would: down after a colour op, else to nearest.
 
     Returns:
         [B, C, *size], contiguous.
@@ -159,9 +159,7 @@ def augment_apply(
         got = params.dtype if isinstance(params, Tensor) else type(params).__name__
         raise TypeError(f"augment_apply: params must be a float32 Tensor, got {got}")
     if params.shape != (len(images), len(PARAM_NAMES)):
-        raise ValueError(
-            f"augment_apply: params must be [{len(images)}, {len(PARAM_NAMES)}], got {list(params.shape)}"
-        )
+        raise ValueError(f"augment_apply: params must be [{len(images)}, {len(PARAM_NAMES)}], got {list(params.shape)}")
     if params.device != images.device:
         raise ValueError(f"augment_apply: params must be on images' device {images.device}, got {params.device}")
     if not all(1 <= side <= MAX_SIDE for side in (*size, *images.shape[2:])):
@@ -177,7 +175,9 @@ def augment_apply(
     for name, values in (("fill", fill), ("mean", mean), ("std", std)):
         channels[name] = [float(v) for v in values] if values is not None else []
         if values is not None and len(channels[name]) not in (1, images.shape[1]):
-            raise ValueError(f"augment_apply: {name} must have 1 or {images.shape[1]} values, got {len(channels[name])}")
+            raise ValueError(
+                f"augment_apply: {name} must have 1 or {images.shape[1]} values, got {len(channels[name])}"
+            )
         if not all(map(math.isfinite, channels[name])) or (name == "std" and 0.0 in channels[name]):
             raise ValueError(f"augment_apply: {name} must be finite{' and not 0' * (name == 'std')}, got {values}")
     if (mean is None) != (std is None):
@@ -189,7 +189,7 @@ def augment_apply(
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------- drawing
+# --------------------------------------------------------------------------------------------------------------- draw
 
 
 def _philox(counter: list[Tensor], key: list[int]) -> list[Tensor]:
@@ -239,15 +239,15 @@ def _draw_crop(r: SimpleNamespace, u: Tensor, height: int, width: int, out_heigh
     if CROPS[int(r.crop)] == "whole":
         return [0 * full, 0 * full, full * height, full * width]
     if CROPS[int(r.crop)] == "center":
-        top, left = round((height - out_height) / 2), round((width - out_width) / 2)
-        return [full * top, full * left, full * out_height, full * out_width]
+        middle = round((height - out_height) / 2), round((width - out_width) / 2)
+        return [full * v for v in (*middle, out_height, out_width)]
     # What torchvision falls back to when no try fits: the largest central box of an allowed ratio.
-    h, w = full * height, full * width
+    high, wide = height, width
     if width / height < r.crop_ratio_min:
-        h = full * max(1, round(width / r.crop_ratio_min))
+        high = max(1, round(width / r.crop_ratio_min))
     elif width / height > r.crop_ratio_max:
-        w = full * max(1, round(height * r.crop_ratio_max))
-    top, left = torch.floor((height - h) / 2.0), torch.floor((width - w) / 2.0)
+        wide = max(1, round(height * r.crop_ratio_max))
+    top, left, h, w = [full * v for v in ((height - high) // 2, (width - wide) // 2, high, wide)]
     for attempt in range(_CROP_TRIES - 1, -1, -1):  # backwards, so that the first that fits stays
         at = 4 * attempt
         scale = r.crop_scale_min + (r.crop_scale_max - r.crop_scale_min) * u[:, at + _CROP_AREA]
@@ -341,7 +341,9 @@ def _sample_reference(
     order = _draw_order(u)
     jitter = u[:, _JITTER] < r.jitter_p
     factors = []
-    for code, (name, draw) in enumerate(zip(COLOR_OPS[1:], (_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE), strict=True), 1):
+    for code, (name, draw) in enumerate(
+        zip(COLOR_OPS[1:], (_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE), strict=True), 1
+    ):
         least, most, neutral = vars(r)[name + "_min"], vars(r)[name + "_max"], 0.0 if name == "hue" else 1.0
         factors.append(torch.where(jitter, least + (most - least) * u[:, draw], neutral))
         unused = ~jitter | (least == most == neutral)
@@ -372,7 +374,7 @@ def _sample_fake(
     return index.new_empty((index.shape[0], len(PARAM_NAMES)), dtype=torch.float32)
 
 
-# --------------------------------------------------------------------------------------------------------------- applying
+# -------------------------------------------------------------------------------------------------------------- apply
 
 
 def _check_rows(params: Tensor, images: Tensor, height: int, width: int) -> None:
@@ -406,8 +408,8 @@ def _check_rows(params: Tensor, images: Tensor, height: int, width: int) -> None
     if bad.any():
         image, column = bad.nonzero()[0].tolist()
         raise RuntimeError(
-            f"augment_apply: params[{image}] has {PARAM_NAMES[column]} = {params[image, column]:.9g}, which does not fit "
-            f"images {list(images.shape)} and an output of {height} x {width}"
+            f"augment_apply: params[{image}] has {PARAM_NAMES[column]} = {params[image, column]:.9g}, which does not "
+            f"fit images {list(images.shape)} and an output of {height} x {width}"
         )
 
 
