@@ -23,4 +23,12 @@ SCHEMAS: dict[str, str] = {
     "int8_linear": (
         "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? packed, str activation) -> Tensor"
     ),
+    "augment_sample": (
+        "(Tensor recipe, Tensor index, int seed, int epoch, int view, int height, int width, int out_height,"
+        " int out_width) -> Tensor"
+    ),
+    "augment_apply": (
+        "(Tensor images, Tensor params, int height, int width, str interpolation, float[] fill, float[] mean,"
+        " float[] std, ScalarType dtype) -> Tensor"
+    ),
 }
