@@ -50,13 +50,17 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: expected a checkpoint of `fastcl run`: {error}") from error
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of `fastcl run`: {error}; start anew with --overwrite"
+        ) from error
     if header.get("format") != _FORMAT:
         raise CheckpointError(
             f"{path}: expected a checkpoint of `fastcl run` ({_FORMAT}), got format {header.get('format', 'unknown')!r}"
         )
     if header.get("sha256") != _digest(tensors):
-        raise CheckpointError(f"{path}: the checkpoint is damaged: its checksum does not match its content")
+        raise CheckpointError(
+            f"{path}: the checkpoint is damaged: its checksum does not match its content; start anew with --overwrite"
+        )
     return tensors, json.loads(header["description"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Mapping
@@ -31,14 +32,14 @@ class RunConfig(BaseModel):
     """Use about so many images."""
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = None
     """Height and width of a folder's images, in pixels; 64 if not given."""
-    epochs: Annotated[int, Field(ge=1)] = 30
+    epochs: Annotated[int, Field(ge=1)] = 20
     batch_size: Annotated[int, Field(ge=2)] = 128
-    lr: Annotated[float, Field(gt=0)] = 2e-3
+    lr: Annotated[float, Field(gt=0)] = 3e-3
     """Learning rate of AdamW at its highest, after a warm-up and before a cosine decay to 0."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 2.0
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     temperature: Annotated[float, Field(gt=0)] = 0.1
-    width: Annotated[int, Field(ge=4, le=1024)] = 32
+    width: Annotated[int, Field(ge=4, le=1024)] = 24
     """Channels of the encoder's first convolution; the later ones have 2, 4 and 8 times as many."""
     hidden: Annotated[int, Field(ge=1)] = 256
     """Width of the projection head's hidden layer."""
@@ -72,7 +73,7 @@ def make_config(*layers: Mapping[str, Any]) -> RunConfig:
         recipe |= given
     base = preset(str(settings.get("data", "digits"))).model_dump()
     try:
-        return RunConfig(**settings, recipe=base | recipe)
+        return RunConfig.model_validate({**settings, "recipe": base | recipe})
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(entry) for entry in error.errors())) from error
 
@@ -92,14 +93,12 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: for a file that is missing or no TOML.
     """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
+    toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        settings: dict[str, Any] = toml.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # no text and no TOML are ValueErrors
         raise ConfigError(f"{path}: expected a TOML file: {error}") from error
+    return settings
 
 
 def to_toml(config: RunConfig) -> str:

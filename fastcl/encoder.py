@@ -17,6 +17,8 @@ from fastcl.files import write_atomically
 __all__ = ["Encoder", "EncoderConfig", "load_encoder", "save_encoder"]
 
 _FORMAT = "fastcl-encoder-1"
+# Cells each way that the last feature map is pooled to: it matters where a stroke is, not only that it is there.
+_GRID = 3
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class EncoderConfig:
 
 
 class Encoder(nn.Module):
-    """Convolutions, each with batch normalisation and ReLU, and an average over a grid of 2×2.
+    """Convolutions, each with batch normalisation and ReLU, and a pool to a grid of 3×3.
 
     The first convolution and the pools between the others halve the image until it has about 7×7 pixels.
     """
@@ -44,8 +46,8 @@ class Encoder(nn.Module):
         layers = _convolution(config.channels, widths[0], kernel=5, stride=2)
         for stage in range(halvings):
             layers += ([nn.MaxPool2d(2)] if stage else []) + _convolution(widths[stage], widths[stage + 1], kernel=3)
-        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
-        self.dim = 4 * widths[-1]
+        self.layers = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(_GRID), nn.Flatten())
+        self.dim = _GRID**2 * widths[-1]
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeds normalised images [B, C, H, W] as [B, dim]."""
@@ -108,7 +110,8 @@ def load_encoder(path: Path) -> tuple[Encoder, str]:
         )
     try:
         fields = json.loads(header["config"])
-        config = EncoderConfig(**{key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()})
+        fields |= {key: tuple(fields[key]) for key in ("mean", "std")}
+        config = EncoderConfig(**fields)
         encoder, kind = Encoder(config), header["kind"]
         if kind == "int8":
             from fastcl.compress import to_int8

@@ -37,9 +37,7 @@ def image_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ..
 
 def projection_head(dim: int, hidden: int, out: int) -> nn.Sequential:
     """Two layers from embeddings to the space where views are compared; thrown away after pretraining."""
-    return nn.Sequential(
-        nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out)
-    )
+    return nn.Sequential(nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out))
 
 
 class Pretraining:
@@ -64,7 +62,9 @@ class Pretraining:
             ConfigError: where a batch is larger than the data.
         """
         if config.batch_size > len(images):
-            raise ConfigError(f"batch_size: expected at most the {len(images)} images to train on, got {config.batch_size}")
+            raise ConfigError(
+                f"batch_size: expected at most the {len(images)} images to train on, got {config.batch_size}"
+            )
         self._images, self._config = images, config
         channels, size = images.shape[1:3]
         mean, std = image_statistics(images)

@@ -21,7 +21,7 @@ from fastcl.checkpoint import load_checkpoint
 from fastcl.compress import to_int8
 from fastcl.config import RunConfig, changes, make_config, read_toml, to_toml
 from fastcl.encoder import Encoder, save_encoder
-from fastcl.errors import DivergedError, RunError, run_extra
+from fastcl.errors import ConfigError, DivergedError, RunError, run_extra
 from fastcl.evaluate import LinearProbe, accuracy, knn_predict, latency_ms
 from fastcl.files import TEMPORARY, write_atomically
 from fastcl.pretrain import Pretraining
@@ -106,27 +106,22 @@ def run(
     """
     reporter = reporter or Reporter()
     config = config.model_copy(update={"threads": config.threads or torch.get_num_threads()})
-    if _prepare_folder(config, out, resume=resume, overwrite=overwrite):
+    if _is_finished(config, out, resume=resume, overwrite=overwrite):
         reporter.note(f"{out} holds this run, finished")
         metrics: dict[str, Any] = json.loads((out / FILES["metrics"]).read_text(encoding="utf-8"))
         return metrics
     with _threads(config.threads or 1):
-        return _run(config, out, command, reporter)
+        return _run(config, out, overwrite, command, reporter)
 
 
-def _run(config: RunConfig, out: Path, command: str, reporter: Reporter) -> dict[str, Any]:
+def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: Reporter) -> dict[str, Any]:
     reporter.stage("load")
-    images = data.load(
-        config.data,
-        data_dir=config.data_dir,
-        image_size=config.image_size,
-        limit=config.limit,
-        allow_download=config.download,
-    )
+    images = _load(config)
     reporter.note(_describe(images))
     training = Pretraining(images.train_images, config)  # all that pretraining ever sees
     random_encoder = Encoder(training.encoder.config)
     random_encoder.load_state_dict(training.encoder.state_dict())
+    _begin(config, out, overwrite)
     environment = {"fastcl": fastcl.__version__, "torch": torch.__version__, "backends": fastcl.backends()}
     description = {"data": images.fingerprint(), **environment}
     _restore(training, out / FILES["checkpoint"], description, reporter)
@@ -182,13 +177,25 @@ def _run(config: RunConfig, out: Path, command: str, reporter: Reporter) -> dict
         test=trained.test,
         predicted=trained.predicted,
         command=command or " ".join(sys.argv),
-        encoder=encoder,
         metrics=metrics,
     )
     write_report(out / FILES["report"], evidence)
     write_atomically(out / FILES["metrics"], json.dumps(metrics, indent=2) + "\n")
     (out / FILES["checkpoint"]).unlink(missing_ok=True)
     return metrics
+
+
+def _load(config: RunConfig) -> data.Dataset:
+    try:
+        return data.load(
+            config.data,
+            data_dir=config.data_dir,
+            image_size=config.image_size,
+            limit=config.limit,
+            allow_download=config.download,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _describe(images: data.Dataset) -> str:
@@ -243,33 +250,44 @@ def _evaluate(
     return _Evaluation(train, test, knn, accuracy(predicted, test_labels), predicted), probe
 
 
-def _prepare_folder(config: RunConfig, out: Path, *, resume: bool, overwrite: bool) -> bool:
-    """Makes `out` ready for this run, or raises RunError; returns whether the run in it is finished."""
+def _is_finished(config: RunConfig, out: Path, *, resume: bool, overwrite: bool) -> bool:
+    """Whether `out` holds this very run, finished; raises RunError where it holds what is not to be touched."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         names = {path.name for path in out.iterdir() if not path.name.startswith(TEMPORARY)}
-        if names and FILES["config"] not in names and not overwrite:
-            raise RunError(f"{out} is not empty and holds no run of fastcl; choose another --out, or --overwrite")
-        if FILES["config"] in names and not overwrite:
-            finished = FILES["metrics"] in names
-            differences = changes(make_config(settings_of(out) or {}), config)
-            if not resume:
-                state = "a finished run" if finished else "an unfinished run"
-                how = "--overwrite throws it away" if finished else "--resume goes on, --overwrite throws it away"
-                raise RunError(f"{out} holds {state}; {how}, or choose another --out")
-            if differences:
-                raise RunError(f"{out} holds a run with other settings, not resumed: {'; '.join(differences)}")
-            if finished:
-                return True
+    except OSError as error:
+        raise RunError(f"{out}: expected a folder that can be written to: {error}") from error
+    if overwrite or not names:
+        return False
+    if FILES["config"] not in names:
+        raise RunError(f"{out} is not empty and holds no run of fastcl; choose another --out, or --overwrite")
+    finished = FILES["metrics"] in names
+    if not resume:
+        state = (
+            "a finished run"
+            if finished
+            else "a run that diverged"
+            if FILES["failure"] in names
+            else "an unfinished run"
+        )
+        how = "" if finished else "--resume goes on, "
+        raise RunError(f"{out} holds {state}; {how}--overwrite throws it away, or choose another --out")
+    differences = changes(make_config(settings_of(out) or {}), config)
+    if differences:
+        raise RunError(f"{out} holds a run with other settings, not resumed: {'; '.join(differences)}")
+    return finished
+
+
+def _begin(config: RunConfig, out: Path, overwrite: bool) -> None:
+    """Clears away what an earlier run left, and writes the configuration."""
+    thrown_away = FILES.values() if overwrite else (FILES["failure"],)
+    try:
         for path in out.iterdir():
-            if path.name.startswith(TEMPORARY) or path.name == FILES["failure"]:
-                path.unlink()
-            elif overwrite and path.name in FILES.values():
+            if path.name in thrown_away or path.name.startswith(TEMPORARY):
                 path.unlink()
         write_atomically(out / FILES["config"], to_toml(config))
     except OSError as error:
         raise RunError(f"{out}: expected a folder that can be written to: {error}") from error
-    return False
 
 
 @contextlib.contextmanager
@@ -307,5 +325,3 @@ def _stop_signal() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-

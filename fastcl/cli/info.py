@@ -44,7 +44,9 @@ def info() -> None:
             missing.append((package, f"pip install '{source}'"))
 
     _title("machine")
-    _row("system", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
+    _row(
+        "system", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    )
     _row("processor", _processor())
     _row("instructions", _instructions())
     _row("CUDA device", torch.cuda.get_device_name() if torch.cuda.is_available() else "none")
@@ -60,7 +62,9 @@ def info() -> None:
             how = "unset FASTCL_BACKEND"
         missing.append(("native CPU kernels", how))
     elif not any(devices["cuda"] == "native" for devices in fastcl.backends().values()):
-        why = "no CUDA device here" if not torch.cuda.is_available() else "set CUDA_HOME and FASTCL_BUILD=cuda, reinstall"
+        why = (
+            "no CUDA device here" if not torch.cuda.is_available() else "set CUDA_HOME and FASTCL_BUILD=cuda, reinstall"
+        )
         missing.append(("CUDA kernels", why))
     if shutil.which("c++") is None and shutil.which("g++") is None and shutil.which("clang++") is None:
         missing.append(("C++ compiler", "needed only to build from source"))

@@ -17,7 +17,9 @@ _SHOWN_PIXELS = 84  # smallest side of a tile in the picture
 
 def preview(
     data: Annotated[str, typer.Option(help="digits, mnist, fashion-mnist, or a folder of images.")] = "digits",
-    config: Annotated[Path | None, typer.Option(help="A TOML file as for `fastcl run`: its data and its recipe.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A TOML file as for `fastcl run`: its data and its recipe.")
+    ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the IDX files of mnist or fashion-mnist.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels of a folder's images. [default: 64]")] = None,
     out: Annotated[Path, typer.Option(help="The .png file to write.")] = Path("preview.png"),

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastcl.config import RunConfig, make_config, read_toml
+from fastcl.progress import Reporter
 from fastcl.recipe import Recipe
 
 __all__ = ["run"]
@@ -82,19 +83,16 @@ def run(
     settings = make_config(*([stored] if stored else []), *layers, flags)
 
     console = Console()
-    command = shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "python -m fastcl"), *sys.argv[1:]])
+    command = "fastcl " + shlex.join(sys.argv[1:])
     try:
         metrics = job.run(
-            settings, out, resume=resume, overwrite=overwrite, command=command, reporter=job.Reporter(console)
+            settings, out, resume=resume, overwrite=overwrite, command=command, reporter=Reporter(console)
         )
-    except job.Interrupted as stopped:
-        console.print(f"\n{stopped}; to go on:", highlight=False)
-        console.print(f"  fastcl run --resume --out {shlex.quote(str(out))}", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(stopped.exit_code) from None
-    except KeyboardInterrupt:
-        console.print("\nstopped; to go on:", highlight=False)
-        console.print(f"  fastcl run --resume --out {shlex.quote(str(out))}", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+    except (job.Interrupted, KeyboardInterrupt) as stopped:
+        why = str(stopped) or "stopped"
+        how = f"fastcl run --resume --out {shlex.quote(str(out))}"
+        console.print(f"{why}; to go on: {how}", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(getattr(stopped, "exit_code", 130)) from None
     console.print(_table(metrics))
     console.print(f"report: {out / job.FILES['report']}", highlight=False, markup=False, soft_wrap=True)
 

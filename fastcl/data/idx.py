@@ -6,6 +6,7 @@ import gzip
 import math
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,11 +46,15 @@ def read_idx(path: Path, shape: tuple[int | None, ...]) -> Tensor:
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: expected {'a gzipped' if path.suffix == '.gz' else 'an'} IDX file: {error}") from error
+        raise DataError(
+            f"{path}: expected {'a gzipped' if path.suffix == '.gz' else 'an'} IDX file: {error}"
+        ) from error
     want = "×".join("any" if size is None else str(size) for size in shape)
     header = 4 + 4 * len(shape)
     if len(data) < header:
-        raise DataError(f"{path}: expected an IDX file of {want} bytes, got {len(data)} bytes in all, too few for a header")
+        raise DataError(
+            f"{path}: expected an IDX file of {want} bytes, got {len(data)} bytes in all, too few for a header"
+        )
     if data[:4] != bytes([0, 0, 8, len(shape)]):
         raise DataError(
             f"{path}: expected an IDX file of {want} unsigned bytes, which starts with 0000080{len(shape)}; "
@@ -118,10 +123,10 @@ def download(name: str, folder: Path) -> Path:
         from torchvision import datasets
     except ImportError as error:
         raise DataError(f"{name}: downloading needs torchvision: pip install torchvision") from error
-    kind = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}[name]
+    kind: Any = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}[name]
     try:
         for train in (True, False):
             kind(str(folder), train=train, download=True)
     except (OSError, RuntimeError) as error:
         raise DataError(f"{name}: the download to {folder} failed: {error}") from error
-    return folder / kind.__name__ / "raw"
+    return folder / str(kind.__name__) / "raw"

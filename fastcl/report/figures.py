@@ -160,8 +160,7 @@ def _one_of_each(labels: Tensor | None, count: int, wanted: int) -> list[int]:
     """Rows of a few images, of different classes where there are labels."""
     if labels is None:
         return torch.linspace(0, count - 1, min(wanted, count)).long().tolist()
-    firsts = [int((labels == group).nonzero()[0]) for group in labels.unique(sorted=True)[:wanted]]
-    return firsts
+    return [int((labels == group).nonzero()[0]) for group in labels.unique(sorted=True)[:wanted]]
 
 
 def confusion_matrix(labels: npt.NDArray[Any], predicted: npt.NDArray[Any], classes: tuple[str, ...]) -> str:
@@ -175,8 +174,12 @@ def confusion_matrix(labels: npt.NDArray[Any], predicted: npt.NDArray[Any], clas
     # The square root shows rare mistakes.
     axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
     names = [name if len(name) <= 12 else name[:11] + "…" for name in classes]
-    rotation = 0 if max(map(len, names)) <= 2 else 60
-    axes.set_xticks(range(size), names, fontsize=8, rotation=rotation, ha="center" if rotation == 0 else "right", rotation_mode="anchor")  # fmt: skip
+    upright = max(map(len, names)) <= 2
+    axes.set_xticks(range(size), names, fontsize=8)
+    if not upright:
+        axes.tick_params(axis="x", labelrotation=60)
+        for label in axes.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
     axes.set_yticks(range(size), names, fontsize=8)
     if size <= 25:
         for row, column in zip(*counts.nonzero(), strict=True):

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fastcl.config import RunConfig, to_toml
 from fastcl.data import Dataset
-from fastcl.encoder import Encoder
 from fastcl.errors import run_extra
 from fastcl.evaluate import nearest
 from fastcl.files import write_atomically
@@ -37,7 +36,6 @@ class Evidence:
     test: Tensor  # embeddings of the held-out images, [M, dim]
     predicted: Any  # classes of the held-out images by the linear probe, int64 [M], or None without labels
     command: str
-    encoder: Encoder
     metrics: dict[str, Any]
 
 
@@ -53,9 +51,9 @@ def write_report(path: Path, evidence: Evidence) -> None:
     """
     with run_extra():
         from jinja2 import Environment, StrictUndefined
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        Path(__file__).with_name("report.html").read_text(encoding="utf-8")
-    )
+    template = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
     page = template.render(
         data=evidence.data,
         config=evidence.config,
