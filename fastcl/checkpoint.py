@@ -30,8 +30,9 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], description: Mapp
     with run_extra():
         from safetensors.torch import save
     kept = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    header = {"format": _FORMAT, "description": json.dumps(description), "sha256": _digest(kept)}
-    write_atomically(path, save(kept, metadata=header))
+    header = {"format": _FORMAT, "description": dict(description), "sha256": _digest(kept)}
+    # One key: safetensors writes several in an order that changes from process to process.
+    write_atomically(path, save(kept, metadata={"fastcl": json.dumps(header)}))
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -47,9 +48,9 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         from safetensors import SafetensorError, safe_open
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
-            header = file.metadata() or {}
+            header = json.loads((file.metadata() or {}).get("fastcl", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"{path}: expected a checkpoint of `fastcl run`: {error}; start anew with --overwrite"
         ) from error
@@ -61,7 +62,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(
             f"{path}: the checkpoint is damaged: its checksum does not match its content; start anew with --overwrite"
         )
-    return tensors, json.loads(header["description"])
+    return tensors, header["description"]
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -11,9 +11,9 @@ __all__ = ["to_int8"]
 
 
 def to_int8(encoder: Encoder) -> Encoder:
-    """A copy of the encoder with int8 weights, one scale for each output channel; activations are quantised as they come.
+    """A copy of the encoder with int8 weights, one scale for each output channel.
 
-    Needs no images and no labels.
+    Needs no images and no labels: activations are quantised as they come.
     """
     compressed = copy.deepcopy(encoder).eval()
     fold_batchnorm_(compressed)

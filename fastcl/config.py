@@ -118,5 +118,4 @@ def changes(before: RunConfig, after: RunConfig) -> list[str]:
         return settings | {f"recipe.{key}": value for key, value in settings.pop("recipe").items()}
 
     old, new = flat(before), flat(after)
-    old.pop("recipe"), new.pop("recipe")
     return [f"{key}: {old[key]!r} before, {new[key]!r} now" for key in new if old[key] != new[key]]

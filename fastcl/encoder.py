@@ -83,8 +83,9 @@ def save_encoder(encoder: Encoder, path: Path, kind: str) -> int:
     with run_extra():
         from safetensors.torch import save
     tensors = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
-    header = {"format": _FORMAT, "kind": kind, "config": json.dumps(asdict(encoder.config))}
-    data = save(tensors, metadata=header)
+    header = {"format": _FORMAT, "kind": kind, "config": asdict(encoder.config)}
+    # One key: safetensors writes several in an order that changes from process to process.
+    data = save(tensors, metadata={"fastcl": json.dumps(header)})
     write_atomically(path, data)
     return len(data)
 
@@ -99,9 +100,9 @@ def load_encoder(path: Path) -> tuple[Encoder, str]:
         from safetensors import SafetensorError, safe_open
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
-            header = file.metadata() or {}
+            header = json.loads((file.metadata() or {}).get("fastcl", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path}: expected an encoder of `fastcl run`: {error}") from error
     if header.get("format") != _FORMAT:
         raise CheckpointError(
@@ -109,9 +110,8 @@ def load_encoder(path: Path) -> tuple[Encoder, str]:
             f"{header.get('format', 'unknown')!r}"
         )
     try:
-        fields = json.loads(header["config"])
-        fields |= {key: tuple(fields[key]) for key in ("mean", "std")}
-        config = EncoderConfig(**fields)
+        fields = header["config"]
+        config = EncoderConfig(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
         encoder, kind = Encoder(config), header["kind"]
         if kind == "int8":
             from fastcl.compress import to_int8

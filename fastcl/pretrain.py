@@ -134,8 +134,8 @@ class Pretraining:
             loss = self._train_step()
             if not math.isfinite(loss):
                 raise DivergedError(
-                    f"the loss became {loss} at step {self.step + 1} of {self.steps} (epoch {self.epoch + 1}): training "
-                    "has diverged; try a smaller --lr or a larger --temperature"
+                    f"the loss became {loss} at step {self.step + 1} of {self.steps} (epoch {self.epoch + 1}): "
+                    "training has diverged; try a smaller --lr or a larger --temperature"
                 )
             self.step += 1
             self.losses.append(loss)
@@ -197,6 +197,11 @@ class Pretraining:
         try:
             self._model.load_state_dict(model)
             groups = self._optimizer.state_dict()["param_groups"]
+            # The fused optimiser walks a parameter and its state in step, so they must lie alike in memory.
+            for row, parameter in enumerate(self._model.parameters()):
+                for key, tensor in state.get(row, {}).items():
+                    if tensor.shape == parameter.shape:
+                        state[row][key] = torch.empty_like(parameter).copy_(tensor)
             self._optimizer.load_state_dict({"state": state, "param_groups": groups})
             self.step, self.seconds = int(description["step"]), float(description["seconds"])
             self.losses = tensors["losses"].tolist()

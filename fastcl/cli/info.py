@@ -26,7 +26,10 @@ _PACKAGES = {
     "pillow": "fastcl[run]",
     "mlxtend": "fastcl[run]",
 }
-_CPU_FEATURES = ("avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16")  # fmt: skip
+_CPU_FEATURES = (
+    "avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8",
+    "amx_bf16",
+)  # fmt: skip
 
 
 def info() -> None:

@@ -38,6 +38,8 @@ def read_digits(path: Path | None = None) -> tuple[Tensor, Tensor]:
             table = np.loadtxt(file, delimiter=",", ndmin=2)
     except (OSError, EOFError, UnicodeDecodeError, ValueError, zlib.error) as error:
         raise DataError(f"{path}: expected a gzipped CSV of digits with {_COLUMNS} numbers a line: {error}") from error
+    if not table.size:
+        raise DataError(f"{path}: expected {_COLUMNS} numbers a line, got no lines")
     if table.shape[1] != _COLUMNS or table.min() < 0 or table.max() > 255 or table[:, -1].max() > 9:
         raise DataError(
             f"{path}: expected {_COLUMNS - 1} pixels of 0 to 255 and a label of 0 to 9 a line, got {table.shape[0]} "
