@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from fastcl.errors import CheckpointError, run_extra
-from fastcl.files import write_atomically
+from fastcl.errors import CheckpointError
+from fastcl.files import pack_tensors, read_tensors, write_atomically
 
 __all__ = ["Encoder", "EncoderConfig", "load_encoder", "save_encoder"]
 
@@ -80,12 +78,7 @@ def _convolution(channels_in: int, channels_out: int, kernel: int, stride: int =
 
 def save_encoder(encoder: Encoder, path: Path, kind: str) -> int:
     """Writes an encoder of kind ``"float"`` or ``"int8"``; returns the size of the file in bytes."""
-    with run_extra():
-        from safetensors.torch import save
-    tensors = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
-    header = {"format": _FORMAT, "kind": kind, "config": asdict(encoder.config)}
-    # One key: safetensors writes several in an order that changes from process to process.
-    data = save(tensors, metadata={"fastcl": json.dumps(header)})
+    data = pack_tensors(encoder.state_dict(), {"format": _FORMAT, "kind": kind, "config": asdict(encoder.config)})
     write_atomically(path, data)
     return len(data)
 
@@ -96,19 +89,7 @@ def load_encoder(path: Path) -> tuple[Encoder, str]:
     Raises:
         CheckpointError: for a file that is missing, damaged or no encoder.
     """
-    with run_extra():
-        from safetensors import SafetensorError, safe_open
-    try:
-        with safe_open(os.fspath(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("fastcl", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: expected an encoder of `fastcl run`: {error}") from error
-    if header.get("format") != _FORMAT:
-        raise CheckpointError(
-            f"{path}: expected an encoder of `fastcl run` ({_FORMAT}), got a safetensors file of format "
-            f"{header.get('format', 'unknown')!r}"
-        )
+    tensors, header = read_tensors(path, _FORMAT)
     try:
         fields = header["config"]
         config = EncoderConfig(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})

@@ -1,13 +1,20 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and files of tensors with a description."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-__all__ = ["TEMPORARY", "write_atomically"]
+from torch import Tensor
+
+from fastcl.errors import CheckpointError, run_extra
+
+__all__ = ["TEMPORARY", "pack_tensors", "read_tensors", "write_atomically"]
 
 TEMPORARY = ".tmp-fastcl-"  # what the names of files in the making begin with
 
@@ -37,3 +44,43 @@ def write_atomically(path: Path, data: bytes | str) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def pack_tensors(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:
+    """A safetensors file with a header of what can be written as JSON; the same bytes for the same arguments."""
+    with run_extra():
+        from safetensors.torch import save
+    # One key: safetensors writes several in an order that changes from process to process.
+    return save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"fastcl": json.dumps(header)})
+
+
+def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what :func:`pack_tensors` made.
+
+    Args:
+        path: the file.
+        kind: what is expected, for the messages; it is what the header's ``format`` must be.
+
+    Returns:
+        The tensors and the header.
+
+    Raises:
+        CheckpointError: for a file that is missing, damaged or of another kind.
+    """
+    with run_extra():
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+    try:
+        # Read at once: a file that is replaced meanwhile is still seen whole.
+        data = path.read_bytes()
+        tensors = load(data)
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+        header: dict[str, Any] = json.loads(metadata.get("fastcl", "{}"))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: expected a {kind} file of `fastcl run`: {error}") from error
+    if header.get("format") != kind:
+        raise CheckpointError(
+            f"{path}: expected a {kind} file of `fastcl run`, got a safetensors file of format "
+            f"{header.get('format', 'unknown')!r}"
+        )
+    return tensors, header

@@ -198,10 +198,10 @@ class Pretraining:
             self._model.load_state_dict(model)
             groups = self._optimizer.state_dict()["param_groups"]
             # The fused optimiser walks a parameter and its state in step, so they must lie alike in memory.
-            for row, parameter in enumerate(self._model.parameters()):
-                for key, tensor in state.get(row, {}).items():
+            for number, parameter in enumerate(self._model.parameters()):
+                for key, tensor in state.get(number, {}).items():
                     if tensor.shape == parameter.shape:
-                        state[row][key] = torch.empty_like(parameter).copy_(tensor)
+                        state[number][key] = torch.empty_like(parameter).copy_(tensor)
             self._optimizer.load_state_dict({"state": state, "param_groups": groups})
             self.step, self.seconds = int(description["step"]), float(description["seconds"])
             self.losses = tensors["losses"].tolist()

@@ -28,13 +28,13 @@ def test_comes_back_with_the_same_bits(path: Path):
     for name, tensor in TENSORS.items():
         assert tensors[name].dtype == tensor.dtype
         assert torch.equal(tensors[name], tensor)
-    assert description == {"step": 3, "seconds": 0.1 + 0.2}
+    assert description.items() >= {"step": 3, "seconds": 0.1 + 0.2}.items()
 
 
 @pytest.mark.parametrize("kept", [0, 7, 100, -1], ids=["empty", "no_header", "half_a_header", "last_byte_missing"])
 def test_truncated(path: Path, kept: int):
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors: expected a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors: expected a fastcl-checkpoint-1 file"):
         load_checkpoint(path)
 
 
@@ -49,10 +49,10 @@ def test_a_changed_bit_is_noticed(path: Path):
 def test_missing_and_other_files(tmp_path: Path):
     from safetensors.torch import save_file
 
-    with pytest.raises(CheckpointError, match="expected a checkpoint"):
+    with pytest.raises(CheckpointError, match="expected a fastcl-checkpoint-1 file"):
         load_checkpoint(tmp_path / "missing.safetensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match="got format 'unknown'"):
+    with pytest.raises(CheckpointError, match="of format 'unknown'"):
         load_checkpoint(tmp_path / "other.safetensors")
 
 

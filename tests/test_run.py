@@ -14,9 +14,9 @@ import torch
 for package in ("pydantic", "safetensors", "sklearn", "matplotlib", "jinja2", "mlxtend", "PIL"):
     pytest.importorskip(package)
 
-from run_helpers import TINY, fastcl_command, fastcl_process, lasting_metrics, tiny_flags
+from run_helpers import TINY, fastcl_process, lasting_metrics, tiny_flags
 
-from fastcl.config import make_config
+from fastcl.config import make_config, to_toml
 from fastcl.data import load
 from fastcl.encoder import load_encoder
 from fastcl.errors import ConfigError, DivergedError, RunError
@@ -113,9 +113,7 @@ def test_killed_at_random_moments_it_resumes_to_the_same_metrics(finished: Path,
         time.sleep(moments.random() * 0.02)
         process.kill()
         process.communicate()
-    assert not (out / "metrics.json").exists() or steps[-1] == 18
-    code, output = fastcl_command("run", "--resume", "--out", str(out))
-    assert code == 0, output
+    run(make_config(TINY), out, resume=True)
     assert lasting_metrics(out) == lasting_metrics(finished), f"killed at steps {steps}"
     assert (out / FILES["encoder"]).read_bytes() == (finished / FILES["encoder"]).read_bytes()
 
@@ -195,7 +193,7 @@ def test_other_data_is_not_resumed(tmp_path: Path):
     from fastcl.checkpoint import save_checkpoint
 
     config = make_config(TINY)
-    (tmp_path / "config.toml").write_text(__import__("fastcl.config", fromlist=["to_toml"]).to_toml(config))
+    (tmp_path / "config.toml").write_text(to_toml(config))
     save_checkpoint(tmp_path / FILES["checkpoint"], {}, {"data": "other", "step": 1, "seconds": 1.0})
     with pytest.raises(RunError, match="the data has changed"):
         run(config, tmp_path, resume=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,15 @@ with run_extra():
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Array = npt.NDArray[Any]
+
 __all__ = ["confusion_matrix", "embedding_map", "loss_curve", "neighbors", "png", "views"]
 
 _GREY, _BLUE, _GREEN, _RED = "#808890", "#4c86c6", "#3d9a5f", "#d0534f"
 _PALETTE = (
     "#4c86c6", "#e0883a", "#4fa25a", "#cf5450", "#8f6fc0", "#94685c", "#d877b4", "#85888c", "#b3b23f", "#3fb0bd",
 )  # fmt: skip
+_ZOOM, _GAP = 4, 12  # of a mosaic: pixels a pixel, and between pictures
 _MAP_POINTS = 2000  # of the held-out images, at most
 
 
@@ -48,16 +52,30 @@ def _plain(axes: Axes, ticks: bool = True) -> Axes:
     return axes
 
 
-def _show(axes: Axes, image: Tensor, frame: str | None = None) -> None:
-    """Draws one image, uint8 [C, H, W], with a coloured frame where one is given."""
-    array = image.permute(1, 2, 0).numpy()
-    _plain(axes, ticks=False)
-    axes.imshow(array[..., 0] if array.shape[2] == 1 else array, cmap="gray", vmin=0, vmax=255)
-    if frame:
-        for spine in axes.spines.values():
-            spine.set_visible(True)
-            spine.set_color(frame)
-            spine.set_linewidth(2)
+def _mosaic(rows: Sequence[Sequence[Tensor]], frames: Sequence[Sequence[str | None]] | None = None) -> Array:
+    """One picture of many, in rows of equal length, with see-through gaps.
+
+    Args:
+        rows: uint8 [C, H, W] each, C being 1 or 3.
+        frames: a colour for the frame of each picture, or None.
+
+    Returns:
+        RGBA of 0 to 1, [height, width, 4].
+    """
+    with run_extra():
+        from matplotlib.colors import to_rgba
+    height, width = (side * _ZOOM for side in rows[0][0].shape[1:])
+    stride = (height + _GAP, width + _GAP)
+    out = np.zeros((len(rows) * stride[0], len(rows[0]) * stride[1], 4))
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            tile = out[i * stride[0] : (i + 1) * stride[0], j * stride[1] : (j + 1) * stride[1]]
+            if frames is not None and frames[i][j] is not None:
+                tile[:] = to_rgba(str(frames[i][j]))
+            inner = tile[_GAP // 2 : _GAP // 2 + height, _GAP // 2 : _GAP // 2 + width]
+            inner[..., :3] = image.permute(1, 2, 0).numpy().repeat(_ZOOM, 0).repeat(_ZOOM, 1) / 255
+            inner[..., 3] = 1
+    return out
 
 
 def views(images: Tensor, transform: Compose, columns: int = 12, pairs: int = 2) -> str:
@@ -77,11 +95,10 @@ def views(images: Tensor, transform: Compose, columns: int = 12, pairs: int = 2)
             params = transform.sample(index, (batch.shape[2], batch.shape[3]), epoch=epoch, view=view)
             rows.append((f"epoch {epoch + 1}, view {'AB'[view]}", transform.apply(batch, params, pictures=True)))
     figure = Figure(figsize=(0.72 * len(index) + 0.9, 0.72 * len(rows)))
-    grid = figure.subplots(len(rows), len(index), squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.06})
-    for axes_row, (name, row) in zip(grid, rows, strict=True):
-        for axes, image in zip(axes_row, row, strict=True):
-            _show(axes, image)
-        axes_row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8, color=_GREY)
+    axes = _plain(figure.subplots(), ticks=False)
+    mosaic = _mosaic([list(row) for _, row in rows])
+    axes.imshow(mosaic, interpolation="none")
+    axes.set_yticks((np.arange(len(rows)) + 0.5) * len(mosaic) / len(rows), [name for name, _ in rows], fontsize=8)
     return png(figure)
 
 
@@ -140,20 +157,27 @@ def neighbors(data: Dataset, nearest: Tensor, queries: int = 8) -> str:
     """
     chosen = _one_of_each(data.test_labels, len(data.test), queries)
     train, test, k = data.train_images, data.test_images, nearest.shape[1]
-    figure = Figure(figsize=(0.72 * (k + 1.4), 0.72 * len(chosen)))
-    grid = figure.subplots(
-        len(chosen), k + 1, squeeze=False, gridspec_kw={"wspace": 0.12, "hspace": 0.12, "width_ratios": [1] * (k + 1)}
-    )
-    for axes_row, query in zip(grid, chosen, strict=True):
-        _show(axes_row[0], test[query])
-        for axes, row in zip(axes_row[1:], nearest[query].tolist(), strict=True):
-            frame = None
-            if data.train_labels is not None and data.test_labels is not None:
-                frame = _GREEN if data.train_labels[row] == data.test_labels[query] else _RED
-            _show(axes, train[row], frame)
-    grid[0, 0].set_title("held out", fontsize=8, color=_GREY)
-    grid[0, 1].set_title("nearest", fontsize=8, color=_GREY)
+    rows, frames = [], []
+    for query in chosen:
+        found = nearest[query].tolist()
+        rows.append([test[query], *(train[row] for row in found)])
+        frames.append([None, *(_agreement(data, query, row) for row in found)])
+    figure = Figure(figsize=(0.72 * (k + 1), 0.72 * len(chosen)))
+    axes = _plain(figure.subplots(), ticks=False)
+    mosaic = _mosaic(rows, frames)
+    axes.imshow(mosaic, interpolation="none")
+    column = mosaic.shape[1] / (k + 1)
+    axes.axvline(column, color=_GREY, linewidth=1)
+    axes.xaxis.tick_top()
+    axes.set_xticks([0.5 * column, (1 + k / 2) * column], ["held out", "nearest →"], fontsize=8)
     return png(figure)
+
+
+def _agreement(data: Dataset, query: int, row: int) -> str | None:
+    """The colour that says whether a held-out and a training image are of one class."""
+    if data.train_labels is None or data.test_labels is None:
+        return None
+    return _GREEN if data.train_labels[row] == data.test_labels[query] else _RED
 
 
 def _one_of_each(labels: Tensor | None, count: int, wanted: int) -> list[int]:
@@ -163,7 +187,7 @@ def _one_of_each(labels: Tensor | None, count: int, wanted: int) -> list[int]:
     return [int((labels == group).nonzero()[0]) for group in labels.unique(sorted=True)[:wanted]]
 
 
-def confusion_matrix(labels: npt.NDArray[Any], predicted: npt.NDArray[Any], classes: tuple[str, ...]) -> str:
+def confusion_matrix(labels: Array, predicted: Array, classes: tuple[str, ...]) -> str:
     """How many held-out images of each class (rows) the linear probe took for each class (columns)."""
     size = len(classes)
     counts = np.zeros((size, size), dtype=np.int64)
