@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import sys
 from collections.abc import Iterator
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "DivergedError", "MissingExtraError", "RunError", "UserError"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DivergedError",
+    "MissingExtraError",
+    "RunError",
+    "UserError",
+    "require_run_extra",
+    "run_extra",
+]
 
 # What the extra `run` of pyproject.toml brings, by the names they are imported under.
 _RUN_EXTRA = ("jinja2", "matplotlib", "mlxtend", "PIL", "pydantic", "safetensors", "sklearn", "tomli")
@@ -37,6 +49,20 @@ class DivergedError(UserError):
 
 class MissingExtraError(UserError):
     """A package of the extra ``run`` is not installed."""
+
+
+def require_run_extra() -> None:
+    """Checks at the start that nothing of the extra ``run`` will be missed later.
+
+    Raises:
+        MissingExtraError: names what is not installed.
+    """
+    wanted = [name for name in _RUN_EXTRA if name != "tomli" or sys.version_info < (3, 11)]
+    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(
+            f"this needs packages that are missing ({', '.join(missing)}): pip install 'fastcl[run]'"
+        )
 
 
 @contextlib.contextmanager

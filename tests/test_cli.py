@@ -143,7 +143,7 @@ def test_info(command: Command):
 
 WITHOUT_EXTRA = """
 import sys
-for name in ("pydantic", "sklearn", "safetensors", "jinja2", "matplotlib", "mlxtend", "PIL"):
+for name in ("sklearn", "safetensors", "jinja2", "matplotlib", "mlxtend", "PIL"):
     sys.modules[name] = None
 sys.argv[0] = "fastcl"
 from fastcl.cli import main
@@ -152,7 +152,7 @@ main()
 
 
 @pytest.mark.parametrize(
-    "arguments", [["run", "--epochs", "3"], ["embed"], ["preview", "-h"]], ids=lambda value: value[0]
+    "arguments", [["run", "--epochs", "3"], ["embed", "a", "b", "--out", "c"], ["preview"]], ids=lambda value: value[0]
 )
 def test_without_the_extra_commands_say_how_to_get_it(arguments: list[str]):
     done = subprocess.run(

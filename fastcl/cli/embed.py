@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from fastcl.errors import DataError, RunError
+from fastcl.errors import DataError, RunError, require_run_extra
 
 __all__ = ["embed"]
 
@@ -21,6 +21,7 @@ def embed(
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 256,
 ) -> None:
     """Turn images into embeddings; the names of the files go beside them, a line a row, into <out>.txt."""
+    require_run_extra()
     from fastcl.data.folder import find_images, read_images
     from fastcl.encoder import load_encoder
     from fastcl.files import write_atomically

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastcl.errors import RunError
+from fastcl.errors import RunError, require_run_extra
 
 __all__ = ["preview"]
 
@@ -29,6 +29,7 @@ def preview(
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
 ) -> None:
     """Draw images, and beside each the views that its recipe makes of it."""
+    require_run_extra()
     import numpy as np
     from PIL import Image
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastcl.config import RunConfig, make_config, read_toml
+from fastcl.errors import require_run_extra
 from fastcl.progress import Reporter
 from fastcl.recipe import Recipe
 
@@ -72,6 +73,7 @@ def run(
 
     Ctrl-C leaves a run that --resume goes on with. The same seed, machine and number of threads give the same result.
     """
+    require_run_extra()
     from fastcl import run as job
 
     given = {name: value for name, value in context.params.items() if value is not None}
