@@ -4,7 +4,6 @@
 #include <cstdlib>
 #include <limits>
 #include <new>
-#include <thread>
 
 #include "common/parallel.h"
 #include "contrast/contrast.h"
@@ -21,7 +20,7 @@ constexpr int kTilesWanted = 10;            // blocks of rows that keep a handfu
 constexpr int64_t kScratchBytes = 1 << 20;  // of a tile and its operands: half of a usual L2
 constexpr int64_t kGroupBytes = 6 << 20;    // blocks that are visited together: two groups fit in L3
 constexpr int64_t kMinGroup = 4;
-constexpr int kSpins = 256;  // of waiting, before the processor is offered to others
+constexpr int kSpins = 2000;  // of waiting, before a thread sleeps
 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
@@ -119,10 +118,10 @@ class TilePass {
     if (!symmetric_ && columns_) set_weights(out.col_lse, out.grad_col, k_, col_weight_, col_lse_);
     grad_q_ = out.grad_q;
     grad_k_ = symmetric_ ? out.grad_q : out.grad_k;
-    parallel_for(q_.padded_count(), 64, [&](int64_t begin, int64_t end) {
+    parallel_for(q_.padded_count(), grain_of(q_.stride()), [&](int64_t begin, int64_t end) {
       if (out.grad_q) std::fill(out.grad_q + begin * q_.stride(), out.grad_q + end * q_.stride(), 0.f);
     });
-    parallel_for(symmetric_ ? 0 : k_.padded_count(), 64, [&](int64_t begin, int64_t end) {
+    parallel_for(symmetric_ ? 0 : k_.padded_count(), grain_of(k_.stride()), [&](int64_t begin, int64_t end) {
       if (out.grad_k) std::fill(out.grad_k + begin * k_.stride(), out.grad_k + end * k_.stride(), 0.f);
     });
     run(Pass::kGradient);
@@ -148,13 +147,13 @@ class TilePass {
     const int64_t step = kernels_.cols_step, count = (k_.count() + step - 1) / step;
     panels_.reset(aligned_floats(count * words_ * step));
     const float factor = static_cast<float>(p_.scale * kLog2E);
-    parallel_for(count, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(count, grain_of(step * q_.stride()), [&](int64_t begin, int64_t end) {
       for (int64_t panel = begin; panel < end; ++panel)
         kernels_.pack_panel(k_.row(0), k_.count(), k_.stride(), panel, factor, panels_.get() + panel * words_ * step);
     });
     if (kernels_.pack == 1) return;
     rows_as_words_.reset(aligned_floats(q_.padded_count() * words_));
-    parallel_for(q_.padded_count(), 64, [&](int64_t begin, int64_t end) {
+    parallel_for(q_.padded_count(), grain_of(q_.stride()), [&](int64_t begin, int64_t end) {
       kernels_.pack_words(q_.row(begin), end - begin, q_.stride(), rows_as_words_.get() + begin * words_);
     });
   }
@@ -232,9 +231,17 @@ class TilePass {
 
   std::atomic<int>& col_turn(int64_t J) { return symmetric_ ? row_turn_[J] : col_turn_[J]; }
 
+  // Spins for a moment, then sleeps: an idle processor can then take over the thread that is waited for, should another
+  // process have taken its own.
   static void wait(const std::atomic<int>& turn, int mine) {
-    for (int spins = 0; turn.load(std::memory_order_acquire) != mine; ++spins)
-      if (spins >= kSpins) std::this_thread::yield();
+    int now, spins = 0;
+    while ((now = turn.load(std::memory_order_acquire)) != mine)
+      if (++spins > kSpins) turn.wait(now, std::memory_order_acquire);
+  }
+
+  static void pass_on(std::atomic<int>& turn, int mine) {
+    turn.store(mine + 1, std::memory_order_release);
+    turn.notify_all();
   }
 
   // Whether a tile holds padding, or a pair that is left out.
@@ -291,11 +298,11 @@ class TilePass {
     };
     wait(row_turn_[I], row_turn);
     update(scratch.row_out, t.i0, t.rows, row_reference_, row_sum_);
-    row_turn_[I].store(row_turn + 1, std::memory_order_release);
+    pass_on(row_turn_[I], row_turn);
     if (symmetric_ && I == J) return;  // this tile holds both triangles
     wait(col_turn(J), col_turn_number);
     if (columns_) update(scratch.col_out, t.j0, t.cols, col_reference, col_sum);
-    col_turn(J).store(col_turn_number + 1, std::memory_order_release);
+    pass_on(col_turn(J), col_turn_number);
   }
 
   void gradient_tile(Scratch& scratch, int64_t I, int64_t J, int row_turn, int col_turn_number) {
@@ -324,7 +331,7 @@ class TilePass {
     } else {
       wait(row_turn_[I], row_turn);
     }
-    row_turn_[I].store(row_turn + 1, std::memory_order_release);
+    pass_on(row_turn_[I], row_turn);
     if (symmetric_ && I == J) return;
     if (grad_k_) {
       kernels_.pack_block(q_.row(t.i0), t.rows, dim, panel_stride, scratch.q_block.get());
@@ -335,7 +342,7 @@ class TilePass {
     } else {
       wait(col_turn(J), col_turn_number);
     }
-    col_turn(J).store(col_turn_number + 1, std::memory_order_release);
+    pass_on(col_turn(J), col_turn_number);
   }
 
   const Contrast& p_;

@@ -12,7 +12,6 @@ namespace fastcl {
 namespace {
 
 constexpr double kEps = 1e-12;  // torch.nn.functional.normalize's
-constexpr int64_t kGrain = 16;  // rows that a thread takes at least
 constexpr int kLanes = 8;       // independent sums, so that the compiler may vectorise
 
 double dot(const float* a, const float* b, int64_t dim) {
@@ -35,7 +34,7 @@ struct UnitRows {
 
   UnitRows(const void* z0, const void* z1, FloatType type, int64_t n, int64_t dim)
       : z(2 * n, dim), norm(2 * n), n(n) {
-    parallel_for(2 * n, kGrain, [&](int64_t begin, int64_t end) {
+    parallel_for(2 * n, grain_of(dim), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         float* row = z.row(i);
         load_floats(i < n ? z0 : z1, type, (i < n ? i : i - n) * dim, dim, row);
@@ -65,7 +64,7 @@ void ntxent_forward(const NtxentForward& p) {
   if (!rows.finite || !std::isfinite(p.scale)) return fill_nan(p.losses, 2 * p.n);
   std::vector<double> negatives(2 * p.n);
   contrast_forward(rows.problem(p.scale, p.bf16_products), {negatives.data(), nullptr});
-  parallel_for(p.n, kGrain, [&](int64_t begin, int64_t end) {
+  parallel_for(p.n, grain_of(2 * p.dim), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const double positive = p.scale * rows.positive_cosine(i);
       for (int64_t row : {i, i + p.n}) {
@@ -107,7 +106,7 @@ void ntxent_backward(const NtxentBackward& p) {
                     {lse.data(), p.grad_losses, nullptr, nullptr, grad, nullptr});
 
   std::vector<double> along(count);  // of each row's gradient, its part along the row
-  parallel_for(count, kGrain, [&](int64_t begin, int64_t end) {
+  parallel_for(count, grain_of(2 * p.dim), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const float* z = rows.z.row(i);
       const float* positive = rows.z.row(rows.positive(i));

@@ -9,14 +9,16 @@ namespace fastcl {
 
 struct SimilarityLse {
   const void* q;  // [rows, dim], of type `type`, contiguous
-  const void* k;  // [cols, dim], null: symmetric
+  const void* k;  // [cols, dim]; not read where symmetric
+  bool symmetric;  // k is q
   FloatType type;
   int64_t rows;
   int64_t cols;  // symmetric: rows
   int64_t dim;
   float scale;
-  const int64_t* q_group;  // [rows], null: no pair is left out, or, where symmetric, each row's with itself
-  const int64_t* k_group;  // [cols], null exactly where q_group or k is
+  bool grouped;            // else no pair is left out or, where symmetric, each row's with itself
+  const int64_t* q_group;  // [rows]
+  const int64_t* k_group;  // [cols]; not read where symmetric
   bool bf16_products;
 };
 

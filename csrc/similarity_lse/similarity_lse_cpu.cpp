@@ -13,7 +13,6 @@
 namespace fastcl {
 namespace {
 
-constexpr int64_t kGrain = 16;  // rows that a thread takes at least
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 double dot(const float* a, const float* b, int64_t dim) {
@@ -38,7 +37,7 @@ class GroupNumbers {
 
 PaddedRows padded_rows(const void* data, FloatType type, int64_t rows, int64_t dim) {
   PaddedRows out(rows, dim);
-  parallel_for(rows, kGrain, [&](int64_t begin, int64_t end) {
+  parallel_for(rows, grain_of(dim), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) load_floats(data, type, i * dim, dim, out.row(i));
   });
   return out;
@@ -63,11 +62,11 @@ struct Prepared {
   Contrast contrast;
 
   explicit Prepared(const SimilarityLse& p) : q(padded_rows(p.q, p.type, p.rows, p.dim)) {
-    if (p.k) k.emplace(padded_rows(p.k, p.type, p.cols, p.dim));
-    if (p.q_group) {
+    if (!p.symmetric) k.emplace(padded_rows(p.k, p.type, p.cols, p.dim));
+    if (p.grouped) {
       GroupNumbers numbers;
       q_group = numbers(p.q_group, p.rows);
-      if (p.k) k_group = numbers(p.k_group, p.cols);
+      if (!p.symmetric) k_group = numbers(p.k_group, p.cols);
     }
     const double bound = std::fabs(double(p.scale)) * largest_norm(q) * (k ? largest_norm(*k) : largest_norm(q));
     contrast = {&q,
@@ -75,16 +74,16 @@ struct Prepared {
                 p.scale,
                 static_cast<float>(bound),
                 p.bf16_products,
-                !p.k && !p.q_group ? p.rows : 0,
-                p.q_group ? &q_group : nullptr,
-                p.k ? &k_group : &q_group};
+                p.symmetric && !p.grouped ? p.rows : 0,
+                p.grouped ? &q_group : nullptr,
+                p.symmetric ? &q_group : &k_group};
   }
 
   bool finite() const { return std::isfinite(contrast.largest_logit); }
 };
 
 void store_rows(const PaddedRows& rows, FloatType type, void* out) {
-  parallel_for(rows.count(), kGrain, [&](int64_t begin, int64_t end) {
+  parallel_for(rows.count(), grain_of(rows.dim()), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) store_floats(rows.row(i), rows.dim(), type, i * rows.dim(), out);
   });
 }
@@ -131,7 +130,7 @@ void similarity_lse_backward(const SimilarityLse& p, const SimilarityLseBackward
     store_rows(*grad_q, p.type, out.grad_q);
   }
   if (grad_k) store_rows(*grad_k, p.type, out.grad_k);
-  *out.grad_scale = static_cast<float>(sum / ((p.k ? 1.0 : 2.0) * p.scale));
+  *out.grad_scale = static_cast<float>(sum / ((p.symmetric ? 2.0 : 1.0) * p.scale));
 }
 
 }  // namespace fastcl
