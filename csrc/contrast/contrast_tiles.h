@@ -75,6 +75,8 @@ struct ContrastKernels {
   void (*pack_words)(const float* z, int64_t rows, int64_t dim, float* out);
   // `rows` rows of z as the B of a product: panels of cols_step columns of dim, contraction along the rows.
   void (*pack_block)(const float* z, int rows, int64_t dim, ptrdiff_t panel_stride, float* out);
+  // <a, b> over dim, a multiple of cols_step.
+  float (*dot)(const float* a, const float* b, int64_t dim);
 };
 
 // Null where they were not compiled or this processor cannot run them.

@@ -236,6 +236,16 @@ struct ContrastTiles {
                    Products::rows(z + row * dim + panel * kCols + v * kLanes, dim));
   }
 
+  static float dot(const float* a, const float* b, int64_t dim) {
+    F sums[kVectors];
+    FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) sums[v] = V::set(0.f);
+    for (int64_t d = 0; d < dim; d += kCols)
+      FASTCL_UNROLL for (int v = 0; v < kVectors; ++v)
+        sums[v] = V::fma(V::load(a + d + v * kLanes), V::load(b + d + v * kLanes), sums[v]);
+    FASTCL_UNROLL for (int v = 1; v < kVectors; ++v) sums[0] = V::add(sums[0], sums[v]);
+    return V::sum(sums[0]);
+  }
+
   static void maxima(const Tile& t, bool masked, bool columns) {
     static constexpr void (*kVariants[2][2])(const Tile&) = {{maxima_tile<false, false>, maxima_tile<false, true>},
                                                              {maxima_tile<true, false>, maxima_tile<true, true>}};
@@ -258,8 +268,8 @@ struct ContrastTiles {
     kVariants[masked][columns][safe](t);
   }
 
-  static constexpr ContrastKernels kTable = {kRows, kCols,   kPack,      maxima,     sums,
-                                             gradient, product, pack_panel, pack_words, pack_block};
+  static constexpr ContrastKernels kTable = {kRows,    kCols,   kPack,      maxima,     sums,
+                                             gradient, product, pack_panel, pack_words, pack_block, dot};
 };
 
 }  // namespace fastcl

@@ -27,7 +27,7 @@ def ntxent(z0: Tensor, z1: Tensor, scale: float | Tensor, *, precision: str | No
         z1: embeddings of the second view, row i being the positive of ``z0``'s row i; shape and dtype of ``z0``.
         scale: 1 / temperature; a number, or a 0-d tensor that may require a gradient.
         precision: of the products of float32 inputs: ``"highest"`` or ``"high"`` (float32), ``"medium"`` (bfloat16 where
-            the processor has it); ``None`` follows :func:`torch.get_float32_matmul_precision`.
+            the processor multiplies those faster); ``None`` follows :func:`torch.get_float32_matmul_precision`.
 
     Returns:
         Losses [2N], float32 (float64 for float64 inputs): first the rows of ``z0``, then those of ``z1``. A row of zeros
