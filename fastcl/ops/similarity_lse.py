@@ -40,7 +40,7 @@ def similarity_lse(
         k_group: int64 [P]; given exactly where ``q_group`` and ``k`` are.
         columns: also give the log-sum-exp over the rows for each column, from the same pass; only with ``k``.
         precision: of the products of float32 inputs: ``"highest"`` or ``"high"`` (float32), ``"medium"`` (bfloat16 where
-            the processor has it); ``None`` follows :func:`torch.get_float32_matmul_precision`.
+            the processor multiplies those faster); ``None`` follows :func:`torch.get_float32_matmul_precision`.
 
     Returns:
         Row log-sum-exps [M], float32 (float64 for float64 inputs), ``-inf`` where no pair is left; with ``columns`` also
