@@ -14,8 +14,8 @@ namespace {
 
 constexpr float kLuma[] = {0.2989f, 0.587f, 0.114f};
 
-// ----------------------------------------------------------------------------------------------------------------- rows
-// What is done to every pixel, a row at a time: plain loops over contiguous floats.
+// -----------------------------------------------------------------------------------------------------------------
+// rows What is done to every pixel, a row at a time: plain loops over contiguous floats.
 
 template <class Pixel>
 FASTCL_INLINE void accumulate_loop(const Pixel* in, float weight, int64_t n, float* out) {
@@ -29,8 +29,8 @@ FASTCL_MULTIVERSION void accumulate(const float* in, float weight, int64_t n, fl
 }
 
 // out[i] = sum over t of weight[t * n + i] in[first[i] + t * step]
-FASTCL_MULTIVERSION void gather_taps(const float* in, const int32_t* first, const float* weight, int64_t taps, int64_t step,
-                                     int64_t n, float* out) {
+FASTCL_MULTIVERSION void gather_taps(const float* in, const int32_t* first, const float* weight, int64_t taps,
+                                     int64_t step, int64_t n, float* out) {
   if (taps == 2) {  // enlarging
     for (int64_t i = 0; i < n; ++i) out[i] = weight[i] * in[first[i]] + weight[n + i] * in[first[i] + step];
     return;
@@ -107,7 +107,8 @@ FASTCL_MULTIVERSION double gray_sum(const float* r, const float* g, const float*
   return sum;
 }
 
-FASTCL_MULTIVERSION void normalize_row(const float* in, int64_t n, float scale, float mean, float inverse_std, float* out) {
+FASTCL_MULTIVERSION void normalize_row(const float* in, int64_t n, float scale, float mean, float inverse_std,
+                                       float* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = (in[i] * scale - mean) * inverse_std;
 }
 
@@ -123,7 +124,8 @@ FASTCL_MULTIVERSION void scale_copy(const float* in, float weight, int64_t n, fl
   for (int64_t i = 0; i < n; ++i) out[i] = weight * in[i];
 }
 
-// --------------------------------------------------------------------------------------------------------------- tables
+// ---------------------------------------------------------------------------------------------------------------
+// tables
 
 // Antialiased bilinear resampling along one axis, as torchvision and PIL: a triangle of half width max(in / out, 1).
 struct Axis {
@@ -177,14 +179,15 @@ void gaussian_taps(int64_t radius, double sigma, std::vector<float>* half) {
   for (int64_t d = 0; d <= radius && (d == 0 || tap(d) > 1e-9); ++d) half->push_back(float(tap(d) / sum));
 }
 
-// --------------------------------------------------------------------------------------------------------------- stages
+// ---------------------------------------------------------------------------------------------------------------
+// stages
 
 // One thread's buffers: they grow to the largest image seen, so the steady state allocates nothing.
 struct Scratch {
   std::vector<float> image, warped;  // [channels, out_height, out_width]
-  std::vector<float> source_row;     // one output row before the horizontal pass: [channels, width] or [width, channels]
-  std::vector<float> padded;         // one row with its reflected ends
-  std::vector<float> line;           // one output row
+  std::vector<float> source_row;  // one output row before the horizontal pass: [channels, width] or [width, channels]
+  std::vector<float> padded;      // one row with its reflected ends
+  std::vector<float> line;        // one output row
   std::vector<float> half_x, half_y;
   Axis axis_x, axis_y;
 };
@@ -231,8 +234,8 @@ class View {
         for (int64_t c = 0; c < runs; ++c) accumulate(in + c * run_pitch, weight, run, s_.source_row.data() + c * run);
       }
       for (int64_t c = 0; c < channels; ++c)
-        gather_taps(s_.source_row.data() + (a_.channels_last ? c : c * run), s_.axis_x.first.data(), s_.axis_x.weight.data(),
-                    s_.axis_x.taps, step, width_, row(c, y));
+        gather_taps(s_.source_row.data() + (a_.channels_last ? c : c * run), s_.axis_x.first.data(),
+                    s_.axis_x.weight.data(), s_.axis_x.taps, step, width_, row(c, y));
     }
   }
 
@@ -363,7 +366,8 @@ class View {
       middle[width_ - 1 + d] = middle[reflect(width_ - 1 + d, width_)];
     }
     scale_copy(middle, s_.half_x[0], width_, s_.line.data());
-    for (int64_t d = 1; d <= reach_x; ++d) add_rows(middle - d, middle + d, s_.half_x[size_t(d)], width_, s_.line.data());
+    for (int64_t d = 1; d <= reach_x; ++d)
+      add_rows(middle - d, middle + d, s_.half_x[size_t(d)], width_, s_.line.data());
     return s_.line.data();
   }
 
@@ -373,7 +377,7 @@ class View {
       // As torchvision's last op: a colour op cuts off (just above float's noise), the others round.
       bool colored = p_.grayscale != 0;
       for (float code : p_.color_op) colored |= code != 0;
-      const float offset = colored && !blurred ? 0x1p-8f : 0.5f;
+      const float offset = colored && !blurred ? 0x1p-10f : 0.5f;
       quantize_row(values, width_, 255 / bound_, offset, static_cast<uint8_t*>(a_.out) + at);
       return;
     }
@@ -395,7 +399,8 @@ class View {
 
 void augment_sample(const AugmentSample& problem) {
   parallel_for(problem.n, 256, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) problem.params[i] = draw_params(problem.recipe, problem.stream, problem.index[i]);
+    for (int64_t i = begin; i < end; ++i)
+      problem.params[i] = draw_params(problem.recipe, problem.stream, problem.index[i]);
   });
 }
 
