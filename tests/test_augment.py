@@ -275,7 +275,7 @@ def code(name: str) -> int:
     return COLOR_OPS.index(name)
 
 
-# name: (columns, what torchvision does, levels that uint8 may differ by). Where torchvision's uint8 cuts off and so do we,
+# name: (columns, what torchvision does, levels that uint8 may differ by). Where torchvision's uint8 cuts off, so do we;
 # floor(t + d) and floor(t) differ by at most 1 for |d| < 1: d is float noise (brightness), (1 - f) times the cut off
 # part of a gray (contrast, saturation), 0.999 of x (hue: torchvision takes floor(255.999 x)). Where both round to
 # nearest, only ties can fall differently.

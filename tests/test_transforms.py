@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader, Dataset
 
 import fastcl
@@ -307,6 +308,16 @@ def test_compiles_without_graph_breaks(backend):
     assert torch.equal(second, t(images, index=torch.arange(4, 8))[0])
 
 
+def test_a_new_epoch_compiles_nothing_new():
+    torch._dynamo.reset()
+    t, images, index = T.SimCLRTransform(16, seed=1), noise(4), torch.arange(4)
+    counter = CompileCounter()
+    compiled = torch.compile(lambda x, i, epoch: t(x, i, epoch)[0], fullgraph=True, backend=counter)
+    for epoch in range(10):
+        assert torch.equal(compiled(images, index, epoch), t(images, index, epoch)[0])
+    assert counter.frame_count <= 2  # the first epoch, and any
+
+
 # ---------------------------------------------------------------------------------------------------------- preview
 
 
@@ -327,6 +338,7 @@ def test_preview_grid(backend, channels):
 # -------------------------------------------------------------------------------------------------------- bad input
 
 BAD = {
+    "seed": (lambda: T.Compose([], seed=2**63), ValueError, "seed must be in"),
     "foreign": (lambda: T.Compose([torch.nn.ReLU()]), TypeError, "must be fastcl.transforms', got torch.nn"),
     "apply_foreign": (lambda: T.RandomApply([torch.nn.ReLU()]), TypeError, "must be fastcl.transforms'"),
     "apply_many": (lambda: T.RandomApply([HFLIP, VFLIP]), ValueError, "must be one"),

@@ -143,6 +143,7 @@ class Compose:
 
     Raises:
         TypeError: for a transform that is not this package's.
+        ValueError: for a seed of more than 64 bits.
     """
 
     def __init__(self, transforms: Sequence[Transform], seed: int | None = None) -> None:
@@ -154,6 +155,8 @@ class Compose:
                 )
         self.transforms = list(transforms)
         self.seed = int(torch.randint(2**63 - 1, ()).item()) if seed is None else int(seed)
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"Compose: seed must be in [-2^63, 2^63), got {seed}")
         self.passes: list[Pass] = [Pass()]
         for transform in self.transforms:
             if not transform.add_to(self.passes[-1]):
