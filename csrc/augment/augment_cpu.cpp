@@ -14,30 +14,41 @@ namespace {
 
 constexpr float kLuma[] = {0.2989f, 0.587f, 0.114f};
 
-// ----------------------------------------------------------------------------------------------------------------- rows
-// What is done to every pixel, a row at a time: plain loops over contiguous floats.
+// -----------------------------------------------------------------------------------------------------------------
+// rows What is done to every pixel, a row at a time: plain loops over contiguous floats.
 
+// out = weight0 * in0 + weight1 * in1, added to what is there or not
 template <class Pixel>
-FASTCL_INLINE void accumulate_loop(const Pixel* in, float weight, int64_t n, float* out) {
-  for (int64_t i = 0; i < n; ++i) out[i] += weight * float(in[i]);
+FASTCL_INLINE void blend_loop(const Pixel* in0, const Pixel* in1, float weight0, float weight1, bool add, int64_t n,
+                              float* __restrict out) {
+  if (add)
+    for (int64_t i = 0; i < n; ++i) out[i] += weight0 * float(in0[i]) + weight1 * float(in1[i]);
+  else
+    for (int64_t i = 0; i < n; ++i) out[i] = weight0 * float(in0[i]) + weight1 * float(in1[i]);
 }
-FASTCL_MULTIVERSION void accumulate(const uint8_t* in, float weight, int64_t n, float* out) {
-  accumulate_loop(in, weight, n, out);
+FASTCL_MULTIVERSION void blend(const uint8_t* in0, const uint8_t* in1, float weight0, float weight1, bool add,
+                               int64_t n, float* __restrict out) {
+  blend_loop(in0, in1, weight0, weight1, add, n, out);
 }
-FASTCL_MULTIVERSION void accumulate(const float* in, float weight, int64_t n, float* out) {
-  accumulate_loop(in, weight, n, out);
+FASTCL_MULTIVERSION void blend(const float* in0, const float* in1, float weight0, float weight1, bool add, int64_t n,
+                               float* __restrict out) {
+  blend_loop(in0, in1, weight0, weight1, add, n, out);
 }
 
 // out[i] = sum over t of weight[t * n + i] in[first[i] + t * step]
-FASTCL_MULTIVERSION void gather_taps(const float* in, const int32_t* first, const float* weight, int64_t taps, int64_t step,
-                                     int64_t n, float* out) {
+FASTCL_MULTIVERSION void gather_taps(const float* in, const int32_t* first, const float* weight, int64_t taps,
+                                     int64_t step, int64_t n, float* __restrict out) {
   if (taps == 2) {  // enlarging
-    for (int64_t i = 0; i < n; ++i) out[i] = weight[i] * in[first[i]] + weight[n + i] * in[first[i] + step];
+    const float* next = in + step;
+    for (int64_t i = 0; i < n; ++i) out[i] = weight[i] * in[first[i]] + weight[n + i] * next[first[i]];
     return;
   }
   for (int64_t i = 0; i < n; ++i) out[i] = weight[i] * in[first[i]];
-  for (int64_t t = 1; t < taps; ++t)
-    for (int64_t i = 0; i < n; ++i) out[i] += weight[t * n + i] * in[first[i] + t * step];
+  for (int64_t t = 1; t < taps; ++t) {
+    in += step;
+    weight += n;
+    for (int64_t i = 0; i < n; ++i) out[i] += weight[i] * in[first[i]];
+  }
 }
 
 struct Row {
@@ -55,7 +66,8 @@ FASTCL_MULTIVERSION void scale_row(float* v, int64_t n, float factor, float add,
   for (int64_t i = 0; i < n; ++i) v[i] = clamp(v[i] * factor + add, bound);
 }
 
-FASTCL_MULTIVERSION void saturate_row(float* r, float* g, float* b, int64_t n, float factor, float bound) {
+FASTCL_MULTIVERSION void saturate_row(float* __restrict r, float* __restrict g, float* __restrict b, int64_t n,
+                                      float factor, float bound) {
   for (int64_t i = 0; i < n; ++i) {
     const float gray = (kLuma[0] * r[i] + kLuma[1] * g[i] + kLuma[2] * b[i]) * (1 - factor);
     r[i] = clamp(r[i] * factor + gray, bound);
@@ -66,7 +78,8 @@ FASTCL_MULTIVERSION void saturate_row(float* r, float* g, float* b, int64_t n, f
 
 // HSV without a division: all of hue's arithmetic is done times the chroma. A channel is
 // most - chroma * clamp(2 - |k - 2|, 0, 1), k = its place on the circle of six, and k * chroma needs no quotient.
-FASTCL_MULTIVERSION void shift_hue_row(float* r, float* g, float* b, int64_t n, float shift) {
+FASTCL_MULTIVERSION void shift_hue_row(float* __restrict r, float* __restrict g, float* __restrict b, int64_t n,
+                                       float shift) {
   const float turn = shift < 0 ? 6 * shift + 6 : 6 * shift;  // in [0, 6)
   for (int64_t i = 0; i < n; ++i) {
     const float red = r[i], green = g[i], blue = b[i];
@@ -90,7 +103,7 @@ FASTCL_MULTIVERSION void shift_hue_row(float* r, float* g, float* b, int64_t n, 
   }
 }
 
-FASTCL_MULTIVERSION void gray_row(float* r, float* g, float* b, int64_t n) {
+FASTCL_MULTIVERSION void gray_row(float* __restrict r, float* __restrict g, float* __restrict b, int64_t n) {
   for (int64_t i = 0; i < n; ++i) r[i] = g[i] = b[i] = kLuma[0] * r[i] + kLuma[1] * g[i] + kLuma[2] * b[i];
 }
 
@@ -107,23 +120,25 @@ FASTCL_MULTIVERSION double gray_sum(const float* r, const float* g, const float*
   return sum;
 }
 
-FASTCL_MULTIVERSION void normalize_row(const float* in, int64_t n, float scale, float mean, float inverse_std, float* out) {
+FASTCL_MULTIVERSION void normalize_row(const float* in, int64_t n, float scale, float mean, float inverse_std,
+                                       float* __restrict out) {
   for (int64_t i = 0; i < n; ++i) out[i] = (in[i] * scale - mean) * inverse_std;
 }
 
-FASTCL_MULTIVERSION void quantize_row(const float* in, int64_t n, float scale, float offset, uint8_t* out) {
+FASTCL_MULTIVERSION void quantize_row(const float* in, int64_t n, float scale, float offset, uint8_t* __restrict out) {
   for (int64_t i = 0; i < n; ++i) out[i] = uint8_t(int32_t(clamp(in[i] * scale + offset, 255.f)));
 }
 
-FASTCL_MULTIVERSION void add_rows(const float* a, const float* b, float weight, int64_t n, float* out) {
+FASTCL_MULTIVERSION void add_rows(const float* a, const float* b, float weight, int64_t n, float* __restrict out) {
   for (int64_t i = 0; i < n; ++i) out[i] += weight * (a[i] + b[i]);
 }
 
-FASTCL_MULTIVERSION void scale_copy(const float* in, float weight, int64_t n, float* out) {
+FASTCL_MULTIVERSION void scale_copy(const float* in, float weight, int64_t n, float* __restrict out) {
   for (int64_t i = 0; i < n; ++i) out[i] = weight * in[i];
 }
 
-// --------------------------------------------------------------------------------------------------------------- tables
+// ---------------------------------------------------------------------------------------------------------------
+// tables
 
 // Antialiased bilinear resampling along one axis, as torchvision and PIL: a triangle of half width max(in / out, 1).
 struct Axis {
@@ -177,14 +192,15 @@ void gaussian_taps(int64_t radius, double sigma, std::vector<float>* half) {
   for (int64_t d = 0; d <= radius && (d == 0 || tap(d) > 1e-9); ++d) half->push_back(float(tap(d) / sum));
 }
 
-// --------------------------------------------------------------------------------------------------------------- stages
+// ---------------------------------------------------------------------------------------------------------------
+// stages
 
 // One thread's buffers: they grow to the largest image seen, so the steady state allocates nothing.
 struct Scratch {
   std::vector<float> image, warped;  // [channels, out_height, out_width]
-  std::vector<float> source_row;     // one output row before the horizontal pass: [channels, width] or [width, channels]
-  std::vector<float> padded;         // one row with its reflected ends
-  std::vector<float> line;           // one output row
+  std::vector<float> source_row;  // one output row before the horizontal pass: [channels, width] or [width, channels]
+  std::vector<float> padded;      // one row with its reflected ends
+  std::vector<float> line;        // one output row
   std::vector<float> half_x, half_y;
   Axis axis_x, axis_y;
 };
@@ -223,16 +239,18 @@ class View {
     const int64_t run_pitch = a_.height * a_.width, row_pitch = a_.width * step;
     s_.source_row.resize(size_t(runs * run));
     for (int64_t y = 0; y < height_; ++y) {
-      std::fill(s_.source_row.begin(), s_.source_row.end(), 0.f);
-      for (int64_t t = 0; t < s_.axis_y.taps; ++t) {
-        const float weight = s_.axis_y.weight[size_t(t * height_ + y)];
-        if (weight == 0) continue;
+      for (int64_t t = 0; t < s_.axis_y.taps; t += 2) {
+        const bool pair = t + 1 < s_.axis_y.taps;
+        const float weight0 = s_.axis_y.weight[size_t(t * height_ + y)];
+        const float weight1 = pair ? s_.axis_y.weight[size_t((t + 1) * height_ + y)] : 0.f;
         const Pixel* in = crop + (s_.axis_y.first[size_t(y)] + t) * row_pitch;
-        for (int64_t c = 0; c < runs; ++c) accumulate(in + c * run_pitch, weight, run, s_.source_row.data() + c * run);
+        for (int64_t c = 0; c < runs; ++c)
+          blend(in + c * run_pitch, in + c * run_pitch + pair * row_pitch, weight0, weight1, t > 0, run,
+                s_.source_row.data() + c * run);
       }
       for (int64_t c = 0; c < channels; ++c)
-        gather_taps(s_.source_row.data() + (a_.channels_last ? c : c * run), s_.axis_x.first.data(), s_.axis_x.weight.data(),
-                    s_.axis_x.taps, step, width_, row(c, y));
+        gather_taps(s_.source_row.data() + (a_.channels_last ? c : c * run), s_.axis_x.first.data(),
+                    s_.axis_x.weight.data(), s_.axis_x.taps, step, width_, row(c, y));
     }
   }
 
@@ -363,7 +381,8 @@ class View {
       middle[width_ - 1 + d] = middle[reflect(width_ - 1 + d, width_)];
     }
     scale_copy(middle, s_.half_x[0], width_, s_.line.data());
-    for (int64_t d = 1; d <= reach_x; ++d) add_rows(middle - d, middle + d, s_.half_x[size_t(d)], width_, s_.line.data());
+    for (int64_t d = 1; d <= reach_x; ++d)
+      add_rows(middle - d, middle + d, s_.half_x[size_t(d)], width_, s_.line.data());
     return s_.line.data();
   }
 
@@ -373,7 +392,7 @@ class View {
       // As torchvision's last op: a colour op cuts off (just above float's noise), the others round.
       bool colored = p_.grayscale != 0;
       for (float code : p_.color_op) colored |= code != 0;
-      const float offset = colored && !blurred ? 0x1p-8f : 0.5f;
+      const float offset = colored && !blurred ? 0x1p-10f : 0.5f;
       quantize_row(values, width_, 255 / bound_, offset, static_cast<uint8_t*>(a_.out) + at);
       return;
     }
@@ -395,7 +414,8 @@ class View {
 
 void augment_sample(const AugmentSample& problem) {
   parallel_for(problem.n, 256, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) problem.params[i] = draw_params(problem.recipe, problem.stream, problem.index[i]);
+    for (int64_t i = begin; i < end; ++i)
+      problem.params[i] = draw_params(problem.recipe, problem.stream, problem.index[i]);
   });
 }
 

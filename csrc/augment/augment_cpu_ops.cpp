@@ -5,8 +5,8 @@
 namespace fastcl {
 namespace {
 
-Tensor augment_sample_cpu(const Tensor& recipe, const Tensor& index, int64_t seed, int64_t epoch, int64_t view, int64_t height,
-                          int64_t width, int64_t out_height, int64_t out_width) {
+Tensor augment_sample_cpu(const Tensor& recipe, const Tensor& index, int64_t seed, int64_t epoch, int64_t view,
+                          int64_t height, int64_t width, int64_t out_height, int64_t out_width) {
   const Tensor numbers = torch::stable::contiguous(index);
   AugmentSample problem =
       augment_sample_problem(recipe, numbers, seed, epoch, view, height, width, out_height, out_width);
@@ -16,8 +16,9 @@ Tensor augment_sample_cpu(const Tensor& recipe, const Tensor& index, int64_t see
   return params;
 }
 
-Tensor augment_apply_cpu(const Tensor& images, const Tensor& params, int64_t height, int64_t width, std::string interpolation,
-                         std::vector<double> fill, std::vector<double> mean, std::vector<double> std, ScalarType dtype) {
+Tensor augment_apply_cpu(const Tensor& images, const Tensor& params, int64_t height, int64_t width,
+                         std::string interpolation, std::vector<double> fill, std::vector<double> mean,
+                         std::vector<double> std, ScalarType dtype) {
   AugmentInputs inputs(images, params, height, width, interpolation, fill, mean, std, dtype);
   inputs.check_rows();
   Tensor out = new_tensor(images, {images.size(0), images.size(1), height, width}, dtype);

@@ -1,5 +1,6 @@
-// From a recipe to one row of parameters. The same expressions as in fastcl/ops/augment.py, and only operations that are
-// rounded correctly everywhere (+ - * / sqrt and rounding, in double, uncontracted), so that both give the same bits.
+// From a recipe to one row of parameters. The same expressions as in fastcl/ops/augment.py, and only operations that
+// are rounded correctly everywhere (+ - * / sqrt and rounding, in double, uncontracted), so that both give the same
+// bits.
 #pragma once
 
 #include <cmath>
@@ -12,10 +13,29 @@ namespace fastcl {
 
 // The numbers of the draws, four to a block of Philox; those of the crop repeat for each of its tries.
 enum Draw {
-  kCropArea = 0, kCropRatio = 1, kCropTop = 2, kCropLeft = 3, kCropTries = 10,
-  kDrawHflip = 40, kDrawVflip, kDrawGrayscale, kDrawBlur, kDrawBlurSigma, kDrawJitter, kDrawOrder,  // and the next two
-  kDrawBrightness = 49, kDrawContrast, kDrawSaturation, kDrawHue, kDrawWarp, kDrawAngle, kDrawShiftX, kDrawShiftY,
-  kDrawZoom, kDrawShearX, kDrawShearY,
+  kCropArea = 0,
+  kCropRatio = 1,
+  kCropTop = 2,
+  kCropLeft = 3,
+  kCropTries = 10,
+  kDrawHflip = 40,
+  kDrawVflip,
+  kDrawGrayscale,
+  kDrawBlur,
+  kDrawBlurSigma,
+  kDrawJitter,
+  kDrawOrder,  // and the next two
+  kDrawBrightness = 49,
+  kDrawContrast,
+  kDrawSaturation,
+  kDrawHue,
+  kDrawWarp,
+  kDrawAngle,
+  kDrawShiftX,
+  kDrawShiftY,
+  kDrawZoom,
+  kDrawShearX,
+  kDrawShearY,
 };
 
 // The uniform numbers of one sample; computes a block of four when one of them is asked for.
@@ -47,7 +67,8 @@ class Draws {
 FASTCL_HD inline double portable_exp(double x) {
   const double k = std::nearbyint(x * 1.4426950408889634);
   const double r = (x - k * 0.6931471803691238) - k * 1.9082149292705877e-10;  // ln 2 in two parts
-  constexpr double factorial[] = {1, 1, 2, 6, 24, 120, 720, 5040, 40320, 362880, 3628800, 39916800, 479001600, 6227020800};
+  constexpr double factorial[] = {1,    1,     2,      6,       24,       120,       720,
+                                  5040, 40320, 362880, 3628800, 39916800, 479001600, 6227020800};
   double p = 0;
   for (int n = 13; n >= 0; --n) p = p * r + 1.0 / factorial[n];
   const uint64_t bits = uint64_t(int64_t(k) + 1023) << 52;
@@ -90,14 +111,15 @@ FASTCL_HD inline Box draw_crop(const AugmentRecipe& r, const AugmentStream& s, D
   const double height = s.height, width = s.width;
   if (int(r.crop) == kWhole) return {0, 0, height, width};
   if (int(r.crop) == kCenter)
-    return {std::nearbyint((height - s.out_height) / 2), std::nearbyint((width - s.out_width) / 2), double(s.out_height),
-            double(s.out_width)};
+    return {std::nearbyint((height - s.out_height) / 2), std::nearbyint((width - s.out_width) / 2),
+            double(s.out_height), double(s.out_width)};
   for (int at = 0; at < 4 * kCropTries; at += 4) {
     const double area = height * width * u.uniform(r.crop_scale_min, r.crop_scale_max, at + kCropArea);
     const double ratio = portable_exp(u.uniform(r.crop_log_ratio_min, r.crop_log_ratio_max, at + kCropRatio));
     const double w = std::nearbyint(std::sqrt(area * ratio)), h = std::nearbyint(std::sqrt(area / ratio));
     if (w > 0 && w <= width && h > 0 && h <= height)
-      return {std::floor(u(at + kCropTop) * (height - h + 1.0)), std::floor(u(at + kCropLeft) * (width - w + 1.0)), h, w};
+      return {std::floor(u(at + kCropTop) * (height - h + 1.0)), std::floor(u(at + kCropLeft) * (width - w + 1.0)), h,
+              w};
   }
   // What torchvision falls back to when no try fits: the largest central box of an allowed ratio.
   double h = height, w = width;
@@ -199,10 +221,10 @@ FASTCL_HD inline bool params_fit(const AugmentParams& p, const AugmentApply& a, 
     require(v >= least && v <= most && std::nearbyint(v) == v, &v);
   };
   for (int64_t i = 0; i < kParams; ++i) require(std::fabs(value[i]) <= 3.402823466e38f, value + i);
-  whole(p.crop_height, 1, float(a.height));
-  whole(p.crop_width, 1, float(a.width));
-  whole(p.crop_top, 0, float(a.height) - p.crop_height);
-  whole(p.crop_left, 0, float(a.width) - p.crop_width);
+  whole(p.crop_top, 0, float(a.height - 1));
+  whole(p.crop_left, 0, float(a.width - 1));
+  whole(p.crop_height, 1, float(a.height) - p.crop_top);
+  whole(p.crop_width, 1, float(a.width) - p.crop_left);
   whole(p.hflip, 0, 1);
   whole(p.vflip, 0, 1);
   for (const float& code : p.color_op) whole(code, 0, color ? float(kColorOps - 1) : 0.f);

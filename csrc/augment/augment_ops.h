@@ -22,7 +22,7 @@ inline AugmentSample augment_sample_problem(const Tensor& recipe, const Tensor& 
   FASTCL_CHECK(index.dim() == 1 && index.is_contiguous(), op, ": index must be contiguous [n], got ", shape(index));
   AugmentSample problem{};
   std::memcpy(&problem.recipe, recipe.const_data_ptr(), sizeof problem.recipe);
-  problem.stream = {uint64_t(seed),  uint32_t(epoch),     uint32_t(view),    int32_t(height),
+  problem.stream = {uint64_t(seed), uint32_t(epoch),     uint32_t(view),    int32_t(height),
                     int32_t(width), int32_t(out_height), int32_t(out_width)};
   problem.index = static_cast<const int64_t*>(index.const_data_ptr());
   problem.n = index.size(0);
@@ -31,20 +31,26 @@ inline AugmentSample augment_sample_problem(const Tensor& recipe, const Tensor& 
 
 inline PixelType pixel_type(const char* name, ScalarType type) {
   switch (type) {
-    case ScalarType::Byte: return PixelType::kUint8;
-    case ScalarType::Float: return PixelType::kFloat32;
-    case ScalarType::BFloat16: return PixelType::kBFloat16;
-    case ScalarType::Half: return PixelType::kFloat16;
-    default: break;
+    case ScalarType::Byte:
+      return PixelType::kUint8;
+    case ScalarType::Float:
+      return PixelType::kFloat32;
+    case ScalarType::BFloat16:
+      return PixelType::kBFloat16;
+    case ScalarType::Half:
+      return PixelType::kFloat16;
+    default:
+      break;
   }
   FASTCL_CHECK(false, "augment_apply: ", name, " must be uint8, float32, bfloat16 or float16, got ", toString(type));
   return PixelType::kUint8;
 }
 
 // One value per channel: what was given, or one for all, or none.
-inline std::vector<float> per_channel(const char* name, const std::vector<double>& values, int64_t channels, float none) {
-  FASTCL_CHECK(values.size() <= 1 || int64_t(values.size()) == channels, "augment_apply: ", name, " must have 1 or ", channels,
-               " values, got ", values.size());
+inline std::vector<float> per_channel(const char* name, const std::vector<double>& values, int64_t channels,
+                                      float none) {
+  FASTCL_CHECK(values.size() <= 1 || int64_t(values.size()) == channels, "augment_apply: ", name, " must have 1 or ",
+               channels, " values, got ", values.size());
   std::vector<float> out(size_t(channels), none);
   for (size_t c = 0; !values.empty() && c < out.size(); ++c) out[c] = float(values[values.size() == 1 ? 0 : c]);
   return out;
@@ -65,12 +71,13 @@ struct AugmentInputs {
                  ": images must be [B, C, H, W], C, H, W not 0, got ", shape(images));
     const int64_t n = images.size(0), channels = images.size(1);
     constexpr int64_t kMaxSide = 1 << 20;
-    FASTCL_CHECK(images.size(2) <= kMaxSide && images.size(3) <= kMaxSide && channels <= 1024 && height >= 1 && width >= 1 &&
-                     height <= kMaxSide && width <= kMaxSide,
-                 op, ": sides must be from 1 to ", kMaxSide, ", got images ", shape(images), ", size ", height, " x ", width);
+    FASTCL_CHECK(images.size(2) <= kMaxSide && images.size(3) <= kMaxSide && channels <= 1024 && height >= 1 &&
+                     width >= 1 && height <= kMaxSide && width <= kMaxSide,
+                 op, ": sides must be from 1 to ", kMaxSide, ", got images ", shape(images), ", size ", height, " x ",
+                 width);
     check_dtype(op, "params", params, ScalarType::Float);
-    FASTCL_CHECK(params.dim() == 2 && params.size(0) == n && params.size(1) == kParams, op, ": params must be [", n, ", ",
-                 kParams, "], got ", shape(params));
+    FASTCL_CHECK(params.dim() == 2 && params.size(0) == n && params.size(1) == kParams, op, ": params must be [", n,
+                 ", ", kParams, "], got ", shape(params));
     FASTCL_CHECK(interpolation == "nearest" || interpolation == "bilinear", op,
                  ": interpolation must be nearest or bilinear, got ", interpolation);
     FASTCL_CHECK(means.empty() == stds.empty(), op, ": mean and std must be given together");
@@ -106,9 +113,9 @@ struct AugmentInputs {
     for (int64_t i = 0; i < problem.n; ++i) {
       int64_t bad;
       const float* row = reinterpret_cast<const float*>(problem.params + i);
-      FASTCL_CHECK(params_fit(problem.params[i], problem, &bad), "augment_apply: params[", i, "] has ", names[size_t(bad)],
-                   " = ", row[bad], ", which does not fit images ", shape(images), " and an output of ", problem.out_height,
-                   " x ", problem.out_width);
+      FASTCL_CHECK(params_fit(problem.params[i], problem, &bad), "augment_apply: params[", i, "] has ",
+                   names[size_t(bad)], " = ", row[bad], ", which does not fit images ", shape(images),
+                   " and an output of ", problem.out_height, " x ", problem.out_width);
     }
   }
 
@@ -123,8 +130,8 @@ struct AugmentInputs {
     std::vector<std::string> names = {"crop_top", "crop_left", "crop_height", "crop_width", "hflip", "vflip"};
     for (int i = 0; i < 9; ++i) names.push_back("map_" + std::to_string(i));
     for (int i = 0; i < 4; ++i) names.push_back("color_op_" + std::to_string(i));
-    for (const char* name : {"brightness", "contrast", "saturation", "hue", "grayscale", "blur_sigma", "blur_radius_x",
-                             "blur_radius_y"})
+    for (const char* name :
+         {"brightness", "contrast", "saturation", "hue", "grayscale", "blur_sigma", "blur_radius_x", "blur_radius_y"})
       names.push_back(name);
     return names;
   }

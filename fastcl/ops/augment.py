@@ -286,7 +286,7 @@ def _draw_map(r: SimpleNamespace, u: Tensor, width: int, height: int) -> list[Te
     m0, m1, m3, m4 = d / zoom, (0.0 - b) / zoom, (0.0 - c) / zoom, a / zoom
     x, y = shifts[0] + center_x, shifts[1] + center_y
     m2, m5 = center_x - m0 * x - m1 * y, center_y - m3 * x - m4 * y
-    zero, one = 0 * a, 0 * a + 1
+    zero, one = torch.zeros_like(a), torch.ones_like(a)
     return [m0, m1, m2, m3, m4, m5, zero, zero, one]
 
 
@@ -392,10 +392,10 @@ def _check_rows(params: Tensor, images: Tensor, height: int, width: int) -> None
     in_height, in_width = images.shape[2:]
     valid = {
         **{name: column.isfinite() for name, column in p.items()},
-        "crop_height": whole("crop_height", 1, in_height),
-        "crop_width": whole("crop_width", 1, in_width),
-        "crop_top": whole("crop_top", 0, in_height - p["crop_height"]),
-        "crop_left": whole("crop_left", 0, in_width - p["crop_width"]),
+        "crop_top": whole("crop_top", 0, in_height - 1),
+        "crop_left": whole("crop_left", 0, in_width - 1),
+        "crop_height": whole("crop_height", 1, in_height - p["crop_top"]),
+        "crop_width": whole("crop_width", 1, in_width - p["crop_left"]),
         **{name: whole(name, 0, 1) for name in ("hflip", "vflip")},
         **{name: whole(name, 0, len(COLOR_OPS) - 1 if color else 0) for name in PARAM_NAMES if "color_op" in name},
         **{name: between(name, 0, finite) for name in ("brightness", "contrast", "saturation", "blur_sigma")},
@@ -408,7 +408,7 @@ def _check_rows(params: Tensor, images: Tensor, height: int, width: int) -> None
     if bad.any():
         image, column = bad.nonzero()[0].tolist()
         raise RuntimeError(
-            f"augment_apply: params[{image}] has {PARAM_NAMES[column]} = {params[image, column]:.9g}, which does not "
+            f"augment_apply: params[{image}] has {PARAM_NAMES[column]} = {params[image, column]:.6g}, which does not "
             f"fit images {list(images.shape)} and an output of {height} x {width}"
         )
 
@@ -416,7 +416,9 @@ def _check_rows(params: Tensor, images: Tensor, height: int, width: int) -> None
 def _crop_resize_flip(image: Tensor, p: SimpleNamespace, size: tuple[int, int]) -> Tensor:
     top, left, height, width = (int(v) for v in (p.crop_top, p.crop_left, p.crop_height, p.crop_width))
     image = image[:, top : top + height, left : left + width]
-    if (height, width) != size:
+    if (height, width) != size and size[1] == 1:  # torch 2.14 resizes wrongly to one column, but rightly to one row
+        image = functional.interpolate(image.mT[None], (1, size[0]), mode="bilinear", antialias=True)[0].mT
+    elif (height, width) != size:
         image = functional.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
     flipped = [dim for dim, flip in ((1, p.vflip), (2, p.hflip)) if flip]
     return image.flip(flipped)
@@ -529,7 +531,7 @@ def _apply_reference(
             value = (value - center) / spread
         if dtype == torch.uint8:
             colored = (any(row[15:19]) or p.grayscale) and p.blur_sigma == 0
-            value = (value * 255 + (2.0**-8 if colored else 0.5)).floor().clamp(0, 255)
+            value = (value * 255 + (2.0**-10 if colored else 0.5)).floor().clamp(0, 255)
         view.copy_(value)
     return out
 

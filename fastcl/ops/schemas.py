@@ -24,11 +24,11 @@ SCHEMAS: dict[str, str] = {
         "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? packed, str activation) -> Tensor"
     ),
     "augment_sample": (
-        "(Tensor recipe, Tensor index, int seed, int epoch, int view, int height, int width, int out_height,"
-        " int out_width) -> Tensor"
+        "(Tensor recipe, Tensor index, SymInt seed, SymInt epoch, SymInt view, SymInt height, SymInt width,"
+        " SymInt out_height, SymInt out_width) -> Tensor"
     ),
     "augment_apply": (
-        "(Tensor images, Tensor params, int height, int width, str interpolation, float[] fill, float[] mean,"
+        "(Tensor images, Tensor params, SymInt height, SymInt width, str interpolation, float[] fill, float[] mean,"
         " float[] std, ScalarType dtype) -> Tensor"
     ),
 }

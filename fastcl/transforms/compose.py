@@ -23,7 +23,8 @@ class Pass:
         recipe: entries of RECIPE_NAMES that differ from the identity's.
         size: gives the output's size for an input's; None keeps it.
         interpolation: of the warp.
-        fill: what the warp shows outside the image, in the units of the user's images.
+        fill: what the warp shows outside the image, in the units of the images where it stands.
+        warps_floats: whether a ToDtype stands before the warp.
         mean: of the normalisation, with std; None for none.
         std: see mean.
         dtype: of the output; None keeps the input's.
@@ -36,6 +37,7 @@ class Pass:
     size: Callable[[Size], Size] | None = None
     interpolation: str = "nearest"
     fill: list[float] | None = None
+    warps_floats: bool = False
     mean: list[float] | None = None
     std: list[float] | None = None
     dtype: torch.dtype | None = None
@@ -141,6 +143,7 @@ class Compose:
 
     Raises:
         TypeError: for a transform that is not this package's.
+        ValueError: for a seed of more than 64 bits.
     """
 
     def __init__(self, transforms: Sequence[Transform], seed: int | None = None) -> None:
@@ -152,6 +155,8 @@ class Compose:
                 )
         self.transforms = list(transforms)
         self.seed = int(torch.randint(2**63 - 1, ()).item()) if seed is None else int(seed)
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"Compose: seed must be in [-2^63, 2^63), got {seed}")
         self.passes: list[Pass] = [Pass()]
         for transform in self.transforms:
             if not transform.add_to(self.passes[-1]):
@@ -221,22 +226,21 @@ class Compose:
         batch, single = as_batch(images)
         if params.dim() != 2 or params.shape[1] != len(self.param_names):
             raise ValueError(f"Compose: params must be [B, {len(self.param_names)}], got {list(params.shape)}")
+        given = [plan.dtype for plan in self.passes if plan.dtype]
+        floating = batch.dtype if batch.dtype != torch.uint8 else torch.float32
+        dtype = given[-1] if given else floating if any(plan.mean for plan in self.passes) else batch.dtype
         bytes_in, out = batch.dtype == torch.uint8, batch
         for number, (plan, table) in enumerate(zip(self.passes, torch.split(params, len(PARAM_NAMES), 1), strict=True)):
             last = number == len(self.passes) - 1
-            # Between passes 255 has become 1; so has it in what the user gave in the images' units.
-            unit = 255.0 if bytes_in and out.dtype != torch.uint8 else 1.0
-            fill = None if plan.fill is None else [value / unit for value in plan.fill]
+            # A fill is in the units that the images have where the warp stands in the list; the pass may hold others.
+            meant = 255.0 if bytes_in and not plan.warps_floats else 1.0
+            held = 255.0 if out.dtype == torch.uint8 else 1.0
+            fill = None if plan.fill is None else [value * held / meant for value in plan.fill]
             mean, std = plan.mean, plan.std
             if plan.unscaled and bytes_in:
                 mean, std = ([value / 255 for value in values] for values in (mean or [0.0], std or [1.0]))
-            dtype = plan.dtype or (torch.float32 if plan.mean or not last else None)
-            dtype = dtype or (batch.dtype if bytes_in else out.dtype)
             if pictures:
                 mean = std = None
-                dtype = torch.uint8 if last else torch.float32
-            elif not last:
-                dtype = torch.float32
             bytes_in = bytes_in and not (plan.dtype or plan.mean)
             out = augment_apply(
                 out,
@@ -246,7 +250,7 @@ class Compose:
                 fill=fill,
                 mean=mean,
                 std=std,
-                dtype=dtype,
+                dtype=floating if not last else torch.uint8 if pictures else dtype,
             )
         return out[0] if single else out
 

@@ -207,6 +207,7 @@ class _Warp(Transform):
             recipe |= {"center_given": 1.0, "center_x": float(self.center[0]), "center_y": float(self.center[1])}
         plan.recipe |= {"warp_p": p, **recipe}
         plan.interpolation, plan.fill = self.interpolation, _fill(self.fill)
+        plan.warps_floats = plan.dtype is not None and plan.dtype != torch.uint8
         return True
 
 
