@@ -16,6 +16,15 @@
 
 #if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
 #define FASTCL_X86_DISPATCH 1
+#if defined(__GNUC__) && !defined(__clang__)  // GCC warns of its own intrinsics' "undefined" operands (bug 105593)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#else
+#include <immintrin.h>
+#endif
 #else
 #define FASTCL_X86_DISPATCH 0
 #endif
