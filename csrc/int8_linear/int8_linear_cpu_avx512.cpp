@@ -64,8 +64,9 @@ float quantize_row_of(const void* x, int64_t k, uint8_t* out, int64_t step) {
   return row.scale;
 }
 
-inline __m512 exp16(__m512 x) {  // Cephes, about 1 ulp; clamped to where the result is a normal number
-  x = _mm512_max_ps(_mm512_min_ps(x, _mm512_set1_ps(88.f)), _mm512_set1_ps(-87.f));
+// Cephes, about 1 ulp; clamped so that what it is multiplied by below stays a normal number: others are slow.
+inline __m512 exp16(__m512 x) {
+  x = _mm512_max_ps(_mm512_min_ps(x, _mm512_set1_ps(88.f)), _mm512_set1_ps(-80.f));
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
   __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
   r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
@@ -103,10 +104,8 @@ inline __m256i bfloat16_of(__m512 v) {  // as float_to_bfloat16
   return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40)));
 }
 
-// 16 values to columns column .. of y's row, after the activation.
-inline void finish16(const Int8Tile& t, __m512 v, uint8_t* y, int column) {
-  if (t.activation == Activation::kGelu) v = gelu16(v);
-  if (t.activation == Activation::kSilu) v = silu16(v);
+// 16 values to columns column .. of y's row.
+inline void store16(const Int8Tile& t, __m512 v, uint8_t* y, int column) {
   if (t.columns <= column) return;
   const __mmask16 mask = first_lanes(t.columns - column);
   if (t.type == FloatType::kFloat32) {
@@ -203,10 +202,13 @@ void multiply_rows(const Int8Tile& t) {
   }
   if (!plain) {
 #pragma GCC unroll 1
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 1
-      for (int column = 0; column < 32; column += 16)
-        finish16(t, _mm512_load_ps(values[r] + column), t.y + r * t.y_stride, column);
+    for (int r = 0; r < R; ++r) {
+      __m512 left = _mm512_load_ps(values[r]), right = _mm512_load_ps(values[r] + 16);
+      if (t.activation == Activation::kGelu) left = gelu16(left), right = gelu16(right);
+      if (t.activation == Activation::kSilu) left = silu16(left), right = silu16(right);
+      store16(t, left, t.y + r * t.y_stride, 0);
+      store16(t, right, t.y + r * t.y_stride, 16);
+    }
   }
 }
 
