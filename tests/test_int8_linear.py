@@ -12,7 +12,7 @@ from torch.nn import functional
 import fastcl
 from fastcl.ops import int8_linear, int8_pack_weight
 
-KERNELS = ("portable", "avx2", "avx512_vnni")
+KERNELS = ("portable", "avx2", "avx_vnni", "avx512_vnni")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ACTIVATIONS = {"none": lambda v: v, "relu": functional.relu, "gelu": functional.gelu, "silu": functional.silu}
 # rows, inputs, outputs: around the kernels' tiles (6 or 14 rows, 16 or 32 columns, 16 inputs), and where threads split

@@ -61,7 +61,8 @@ void linear_portable(const Int8Linear& p) {
       for (int64_t m = m0; m < m1; ++m) {
         for (int64_t n = n0; n < n1; ++n)
           y[n - n0] = dequantize(dot(q.data() + m * k16, weight + n * k16, k16), scales[m], p.weight_scale[n],
-                                 p.bias ? p.bias[n] : 0.f, p.activation);
+                                 p.bias ? p.bias[n] : 0.f);
+        activate<false>(y, n1 - n0, p.activation);
         store_floats(y, n1 - n0, p.type, m * p.n + n0, p.y);
       }
     }
@@ -70,7 +71,7 @@ void linear_portable(const Int8Linear& p) {
 
 const Int8Kernel kPortable = {"portable", [] { return true; }, pack_portable, linear_portable};
 
-const Int8Kernel* const kKernels[] = {&kInt8Avx512Vnni, &kPortable};  // fastest first
+const Int8Kernel* const kKernels[] = {&kInt8Avx512Vnni, &kInt8AvxVnni, &kInt8Avx2, &kPortable};  // fastest first
 
 }  // namespace
 

@@ -18,6 +18,7 @@
 namespace fastcl {
 
 extern const Int8Kernel kInt8Avx512Vnni;
+extern const Int8Kernel kInt8AvxVnni;
 extern const Int8Kernel kInt8Avx2;
 
 constexpr int kInt8Chunk = 16;  // values of k in a row, between those of the next row of a micro-block
@@ -36,14 +37,34 @@ struct Int8Tile {
   int columns;                // valid ones, up to the panel's
   Activation activation;
   bool stream;                // y is large: write it past the cache
-  const char* prefetch;       // read soon: a line (two for less than 8 rows) every 4 values of k
-  ptrdiff_t prefetch_step;
+  const char* prefetch;       // what is read soon, ...
+  ptrdiff_t prefetch_step;    // ... bytes from one 4 values of k to the next
 };
 
 namespace {  // a copy for each kernel's file, which compiles it as it may
 
 // Even cut of n items in parts: heights of micro-blocks differ by at most one, so none is thin.
 inline int64_t cut(int64_t n, int64_t parts, int64_t i) { return n * i / parts; }
+
+// Panels of kColumns rows of the weight, [n32 / kColumns][k16 / kGroup][kColumns][kGroup], and the rows' sums.
+template <int kColumns, int kGroup>
+void pack_panels(const Int8PackWeight& p) {
+  const int64_t panel_bytes = int8_padded_k(p.k) * kColumns;
+  int32_t* sums = int8_packed_sums(p.packed);
+  int8_t* panels = int8_packed_weight(p.packed, p.n);
+  parallel_for(p.n, kColumns, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const int8_t* row = p.weight + n * p.k;
+      int8_t* out = panels + n / kColumns * panel_bytes + n % kColumns * kGroup;
+      int32_t sum = 0;
+      for (int64_t k = 0; k < p.k; ++k) {
+        out[k / kGroup * kGroup * kColumns + k % kGroup] = row[k];
+        sum += row[k];
+      }
+      sums[n] = sum;
+    }
+  });
+}
 
 struct AlignedDelete {
   void operator()(uint8_t* data) const { ::operator delete[](data, std::align_val_t(64)); }
@@ -129,7 +150,7 @@ void multiply_block(const Int8Linear& p, bool stream, Int8Block<Kernel>& block, 
       t.prefetch_step = 64;
       if (r1 - r0 < 8) {  // bound by the weight's stream: run ahead in it
         t.prefetch = reinterpret_cast<const char*>(t.b) + 4096;
-        t.prefetch_step = 128;
+        t.prefetch_step = 4 * kColumns;
       } else if (i < 2) {  // the first two tiles fetch half of the next panel each
         t.prefetch = reinterpret_cast<const char*>(t.b) + panel_bytes + i * pass_bytes;
       } else if ((i - 2) * pass_bytes < (q1 - q0) * x_bytes) {  // then the rows that are quantised below

@@ -64,38 +64,6 @@ float quantize_row_of(const void* x, int64_t k, uint8_t* out, int64_t step) {
   return row.scale;
 }
 
-// Cephes, about 1 ulp; clamped so that what it is multiplied by below stays a normal number: others are slow.
-inline __m512 exp16(__m512 x) {
-  x = _mm512_max_ps(_mm512_min_ps(x, _mm512_set1_ps(88.f)), _mm512_set1_ps(-80.f));
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-  __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 0.5f})
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
-  p = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), _mm512_set1_ps(1.f));
-  return _mm512_scalef_ps(p, n);
-}
-
-// x/2 erfc(-x/sqrt 2), erfc after Abramowitz and Stegun 7.1.26, absolute error under 2e-7.
-inline __m512 gelu16(__m512 x) {
-  const __m512 one = _mm512_set1_ps(1.f);
-  const __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678f));
-  const __m512 t = _mm512_div_ps(one, _mm512_fmadd_ps(z, _mm512_set1_ps(0.3275911f), one));
-  __m512 p = _mm512_set1_ps(1.061405429f);
-  for (float c : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f})
-    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(c));
-  const __m512 tail = _mm512_mul_ps(_mm512_mul_ps(p, t), exp16(_mm512_fnmadd_ps(z, z, _mm512_setzero_ps())));
-  const __mmask16 positive = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GE_OQ);
-  const __m512 erfc = _mm512_mask_sub_ps(tail, positive, _mm512_set1_ps(2.f), tail);
-  return _mm512_mul_ps(_mm512_mul_ps(_mm512_set1_ps(0.5f), x), erfc);
-}
-
-inline __m512 silu16(__m512 x) {
-  const __m512 denominator = _mm512_add_ps(_mm512_set1_ps(1.f), exp16(_mm512_sub_ps(_mm512_setzero_ps(), x)));
-  return _mm512_div_ps(x, denominator);
-}
-
 inline __m256i bfloat16_of(__m512 v) {  // as float_to_bfloat16
   const __m512i bits = _mm512_castps_si512(v), high = _mm512_srli_epi32(bits, 16);
   const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
@@ -201,13 +169,11 @@ void multiply_rows(const Int8Tile& t) {
     }
   }
   if (!plain) {
+    activate<true>(values[0], R * 32, t.activation);
 #pragma GCC unroll 1
     for (int r = 0; r < R; ++r) {
-      __m512 left = _mm512_load_ps(values[r]), right = _mm512_load_ps(values[r] + 16);
-      if (t.activation == Activation::kGelu) left = gelu16(left), right = gelu16(right);
-      if (t.activation == Activation::kSilu) left = silu16(left), right = silu16(right);
-      store16(t, left, t.y + r * t.y_stride, 0);
-      store16(t, right, t.y + r * t.y_stride, 16);
+      store16(t, _mm512_load_ps(values[r]), t.y + r * t.y_stride, 0);
+      store16(t, _mm512_load_ps(values[r] + 16), t.y + r * t.y_stride, 16);
     }
   }
 }
@@ -242,28 +208,8 @@ struct Avx512Vnni {
 FASTCL_TARGET_END
 
 namespace fastcl {
-namespace {
 
-// Panels of 32 columns, [n32 / 32][k16 / 4][32][4].
-void pack(const Int8PackWeight& p) {
-  const int64_t k16 = int8_padded_k(p.k);
-  int32_t* sums = int8_packed_sums(p.packed);
-  int8_t* panels = int8_packed_weight(p.packed, p.n);
-  parallel_for(p.n, 32, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-      const int8_t* row = p.weight + n * p.k;
-      int8_t* out = panels + n / 32 * 32 * k16 + n % 32 * 4;
-      for (int64_t k = 0; k < p.k; ++k) {
-        out[k / 4 * 128 + k % 4] = row[k];
-        sums[n] += row[k];
-      }
-    }
-  });
-}
-
-}  // namespace
-
-const Int8Kernel kInt8Avx512Vnni = {"avx512_vnni", cpu_has_avx512_vnni, pack, linear_in_blocks<Avx512Vnni>};
+const Int8Kernel kInt8Avx512Vnni = {"avx512_vnni", cpu_has_avx512_vnni, pack_panels<32, 4>, linear_in_blocks<Avx512Vnni>};
 
 }  // namespace fastcl
 
