@@ -79,8 +79,7 @@ FASTCL_ALWAYS_INLINE float gelu(float v) {
   p = multiply_add<kFused>(p, t, -0.284496736f);
   p = multiply_add<kFused>(p, t, 0.254829592f);
   const float tail = (p * t) * clamped_exp<kFused>(-(z * z));
-  const float erfc = v < 0 ? tail : 2.f - tail;
-  return (0.5f * v) * erfc;
+  return (0.5f * v) * (1.f + std::copysign(1.f - tail, v));  // no branch on v: it would keep the loop from vectors
 }
 
 template <bool kFused>
