@@ -17,6 +17,15 @@
 
 #if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
 #define FASTCL_X86_DISPATCH 1
+#if defined(__GNUC__) && !defined(__clang__)  // GCC warns of its own intrinsics' "undefined" operands (bug 105593)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#else
+#include <immintrin.h>
+#endif
 #else
 #define FASTCL_X86_DISPATCH 0
 #endif
@@ -26,15 +35,17 @@
 #if defined(__clang__)
 #define FASTCL_TARGET_BEGIN(isa) FASTCL_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
 #define FASTCL_TARGET_END FASTCL_PRAGMA(clang attribute pop)
+#define FASTCL_WIDE ""
 #else
 #define FASTCL_TARGET_BEGIN(isa) FASTCL_PRAGMA(GCC push_options) FASTCL_PRAGMA(GCC target(isa))
 #define FASTCL_TARGET_END FASTCL_PRAGMA(GCC pop_options)
+#define FASTCL_WIDE ",prefer-vector-width=512"  // of loops that the compiler turns into vectors
 #endif
 // One region for each of the questions below.
 #define FASTCL_AVX2_BEGIN FASTCL_TARGET_BEGIN("avx2,fma,f16c")
-#define FASTCL_AVX512_BEGIN FASTCL_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
-#define FASTCL_AVX512_VNNI_BEGIN FASTCL_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
-#define FASTCL_AVX512_BF16_BEGIN FASTCL_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+#define FASTCL_AVX512_BEGIN FASTCL_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl" FASTCL_WIDE)
+#define FASTCL_AVX512_VNNI_BEGIN FASTCL_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni" FASTCL_WIDE)
+#define FASTCL_AVX512_BF16_BEGIN FASTCL_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16" FASTCL_WIDE)
 #endif
 
 namespace fastcl {
@@ -64,6 +75,12 @@ inline bool cpu_has_avx2() {
   return has;
 }
 
+// The above and vpdpbusd on 256 bits. FASTCL_CPU=avx2 means a machine without it.
+inline bool cpu_has_avx_vnni() {
+  static const bool has = cpu_limit() > CpuLevel::kAvx2 && cpu_has_avx2() && __builtin_cpu_supports("avxvnni");
+  return has;
+}
+
 // AVX-512 F, BW, DQ and VL.
 inline bool cpu_has_avx512() {
   static const bool has = cpu_limit() >= CpuLevel::kAvx512 && cpu_has_avx2() && __builtin_cpu_supports("avx512f") &&
@@ -89,6 +106,7 @@ inline bool cpu_has_fast_bf16() {
 #else
 
 inline bool cpu_has_avx2() { return false; }
+inline bool cpu_has_avx_vnni() { return false; }
 inline bool cpu_has_avx512() { return false; }
 inline bool cpu_has_avx512_vnni() { return false; }
 inline bool cpu_has_fast_bf16() { return false; }

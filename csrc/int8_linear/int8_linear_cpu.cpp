@@ -2,8 +2,9 @@
 #include <cstring>
 #include <vector>
 
+#include "common/memory.h"
 #include "common/parallel.h"
-#include "int8_linear/int8_linear.h"
+#include "int8_linear/int8_linear_cpu.h"
 #include "int8_linear/int8_linear_math.h"
 
 namespace fastcl {
@@ -60,34 +61,35 @@ void linear_portable(const Int8Linear& p) {
       for (int64_t m = m0; m < m1; ++m) {
         for (int64_t n = n0; n < n1; ++n)
           y[n - n0] = dequantize(dot(q.data() + m * k16, weight + n * k16, k16), scales[m], p.weight_scale[n],
-                                 p.bias ? p.bias[n] : 0.f, p.activation);
+                                 p.bias ? p.bias[n] : 0.f);
+        activate<false>(y, n1 - n0, p.activation);
         store_floats(y, n1 - n0, p.type, m * p.n + n0, p.y);
       }
     }
   });
 }
 
-// Fastest first.
-const Int8Kernel kKernels[] = {
-    {"portable", [] { return true; }, pack_portable, linear_portable},
-};
+const Int8Kernel kPortable = {"portable", [] { return true; }, pack_portable, linear_portable};
+
+const Int8Kernel* const kKernels[] = {&kInt8Avx512Vnni, &kInt8AvxVnni, &kInt8Avx2, &kPortable};  // fastest first
 
 }  // namespace
 
 const Int8Kernel* int8_kernel(const std::string& name) {
-  for (const Int8Kernel& kernel : kKernels)
-    if ((name == "auto" || name == kernel.name) && kernel.available()) return &kernel;
+  for (const Int8Kernel* kernel : kKernels)
+    if ((name == "auto" || name == kernel->name) && kernel->available()) return kernel;
   return nullptr;
 }
 
 std::string int8_kernel_names() {
   std::string names;
-  for (const Int8Kernel& kernel : kKernels)
-    if (kernel.available()) names += (names.empty() ? "" : ", ") + std::string(kernel.name);
+  for (const Int8Kernel* kernel : kKernels)
+    if (kernel->available()) names += (names.empty() ? "" : ", ") + std::string(kernel->name);
   return names;
 }
 
 void int8_pack_weight(const Int8Kernel& kernel, const Int8PackWeight& p) {
+  prefer_huge_pages(p.packed, size_t(int8_packed_bytes(p.n, p.k)));
   std::memset(p.packed, 0, size_t(int8_packed_bytes(p.n, p.k)));
   Int8PackedHeader header = {};
   std::strncpy(header.kernel, kernel.name, sizeof header.kernel - 1);

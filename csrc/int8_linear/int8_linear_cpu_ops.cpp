@@ -2,6 +2,7 @@
 
 #include <optional>
 
+#include "common/memory.h"
 #include "int8_linear/int8_linear_ops.h"
 
 namespace fastcl {
@@ -39,6 +40,7 @@ Tensor int8_linear_cpu(const Tensor& x, const Tensor& weight, const Tensor& weig
   Tensor y = new_linear_output(x, n);
   const int64_t m = x.numel() / k;
   if (m == 0) return y;
+  prefer_huge_pages(y.mutable_data_ptr(), size_t(m * n * size_of(type)));
   kernel.linear({rows.const_data_ptr(), type, m, k, n, static_cast<const uint8_t*>(block.const_data_ptr()),
                  static_cast<const float*>(scales.const_data_ptr()),
                  bias ? static_cast<const float*>(bias->const_data_ptr()) : nullptr, act, y.mutable_data_ptr()});

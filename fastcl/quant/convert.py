@@ -37,7 +37,7 @@ class QuantRow:
     Attributes:
         name: the layer's name in the model; ``""`` is the model itself.
         type: its class before.
-        action: ``"int8"`` (swapped) or ``"left"``.
+        action: ``"int8"`` (swapped), ``"left"``, or ``"shared"`` (a layer that another row tells of).
         reason: why it was left, or what it became.
         bytes_before: of its own parameters and buffers.
         bytes_after: the same, as stored in the state dict.
@@ -121,20 +121,25 @@ def quantize_(
     """
     config = config or QuantConfig()
     rows: list[QuantRow] = []
-    swapped: dict[nn.Module, _Int8Layer] = {}  # a layer that stands in several places is swapped once
-    for name, module, parent in list(_modules(model)):
+    done: dict[nn.Module, tuple[str, nn.Module]] = {}  # each layer: where it stood first, and what stands there now
+    for name, module, parent in list(_places(model)):
         before, kind = _own_bytes(module), type(module).__name__
-        why_not = _why_not(module, name, parent, config, filter_fn)
-        if why_not is None:
-            layer = swapped.get(module) or _int8(module.to(device) if device is not None else module)
-            swapped[module] = layer
-            if parent is None:
-                module.__class__, module.__dict__ = layer.__class__, {**layer.__dict__, **_hooks(module)}
-            else:
-                setattr(parent, name.rpartition(".")[2], layer)
-            rows.append(QuantRow(name, kind, "int8", f"now {type(layer).__name__}", before, _own_bytes(layer)))
-        elif before:
+        if before == 0:
+            continue
+        if module in done:
+            first, layer = done[module]
+            rows.append(QuantRow(name, kind, "shared", f"the same layer as {first}", 0, 0))
+        elif (why_not := _why_not(module, name, parent, config, filter_fn)) is not None:
+            layer = module
             rows.append(QuantRow(name, kind, "left", why_not, before, before))
+        else:
+            layer = _int8(module.to(device) if device is not None else module)
+            rows.append(QuantRow(name, kind, "int8", f"now {type(layer).__name__}", before, _own_bytes(layer)))
+        done.setdefault(module, (name, layer))
+        if parent is not None:
+            parent._modules[name.rpartition(".")[2]] = layer
+        elif layer is not module:  # the object stays: whoever holds the model holds the int8 layer
+            module.__dict__, module.__class__ = {**layer.__dict__, **_hooks(module)}, layer.__class__
     return QuantReport(model, tuple(rows))
 
 
@@ -144,12 +149,21 @@ def stored_bytes(model: nn.Module) -> int:
     return sum({(tensor.device, tensor.data_ptr()): tensor.nbytes for tensor in tensors}.values())
 
 
-def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module | None]]:
-    """Every place of the model: its name, the module there and its parent."""
-    yield "", model, None
-    for name, parent in list(model.named_modules()):
-        for child, module in parent.named_children():
-            yield f"{name}.{child}" if name else child, module, parent
+def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module | None]]:
+    """Every place of the model in order: its name, the module there and its parent. A module's children come once."""
+    seen: set[nn.Module] = set()
+
+    def walk(
+        name: str, module: nn.Module, parent: nn.Module | None
+    ) -> Iterator[tuple[str, nn.Module, nn.Module | None]]:
+        yield name, module, parent
+        if module not in seen:
+            seen.add(module)
+            for child, below in module._modules.items():
+                if below is not None:
+                    yield from walk(f"{name}.{child}" if name else child, below, module)
+
+    return walk("", model, None)
 
 
 def _own_bytes(module: nn.Module) -> int:

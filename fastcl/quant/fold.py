@@ -38,7 +38,7 @@ def fold_batchnorm_(model: nn.Module) -> list[str]:
         layer: Any = model.get_submodule(layer_name)
         norm: Any = model.get_submodule(norm_name)
         for layer_type, norm_type, fuse in _PAIRS:
-            if type(layer) is layer_type and type(norm) is norm_type and norm.track_running_stats:
+            if type(layer) is layer_type and type(norm) is norm_type and getattr(norm, "track_running_stats", False):
                 _replace(model, layer_name, fuse(layer, norm))
                 _replace(model, norm_name, nn.Identity())
                 folded.append(norm_name)
