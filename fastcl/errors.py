@@ -61,7 +61,7 @@ def require_run_extra() -> None:
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(
-            f"this needs packages that are missing ({', '.join(missing)}): pip install 'fastcl[run]'"
+            f"this needs missing packages ({', '.join(missing)}): pip install 'fastcl[run]'"
         )
 
 
