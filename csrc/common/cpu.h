@@ -50,6 +50,15 @@
 
 namespace fastcl {
 
+// Tells the processor that this thread is spinning.
+inline void cpu_relax() {
+#if FASTCL_X86_DISPATCH
+  __builtin_ia32_pause();
+#elif defined(__aarch64__) && defined(__GNUC__)
+  asm volatile("yield");
+#endif
+}
+
 enum class CpuLevel { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
 
 // The most that FASTCL_CPU allows.

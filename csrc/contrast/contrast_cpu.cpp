@@ -4,6 +4,7 @@
 #include <limits>
 #include <memory>
 
+#include "common/cpu.h"
 #include "common/parallel.h"
 #include "contrast/contrast.h"
 #include "contrast/contrast_tiles.h"
@@ -18,7 +19,7 @@ constexpr int kTilesWanted = 10;            // blocks of rows that keep a handfu
 constexpr int64_t kScratchBytes = 1 << 20;  // of a tile and its operands: half of a usual L2
 constexpr int64_t kGroupBytes = 6 << 20;    // blocks that are visited together: two groups fit in L3
 constexpr int64_t kMinGroup = 4;
-constexpr int kSpins = 2000;  // of waiting, before a thread sleeps
+constexpr int kSpins = 5000;  // of waiting, some hundred microseconds, before a thread sleeps
 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
@@ -210,7 +211,10 @@ class TilePass {
   static void wait(const std::atomic<int>& turn, int mine) {
     int now, spins = 0;
     while ((now = turn.load(std::memory_order_acquire)) != mine)
-      if (++spins > kSpins) turn.wait(now, std::memory_order_acquire);
+      if (++spins > kSpins)
+        turn.wait(now, std::memory_order_acquire);
+      else
+        cpu_relax();
   }
 
   static void pass_on(std::atomic<int>& turn, int mine) {
