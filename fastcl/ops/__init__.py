@@ -1,7 +1,8 @@
 """The fused ops: each has one file here, one folder in ``csrc/``, one test and one bench, all of one name."""
 
+from fastcl.ops.int8_conv2d import int8_conv2d
 from fastcl.ops.int8_linear import int8_linear, int8_pack_weight
 from fastcl.ops.ntxent import ntxent
 from fastcl.ops.registry import BackendError, backends, use_backend
 
-__all__ = ["BackendError", "backends", "int8_linear", "int8_pack_weight", "ntxent", "use_backend"]
+__all__ = ["BackendError", "backends", "int8_conv2d", "int8_linear", "int8_pack_weight", "ntxent", "use_backend"]

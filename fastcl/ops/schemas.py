@@ -22,4 +22,8 @@ SCHEMAS: dict[str, str] = {
     "int8_linear": (
         "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? packed, str activation) -> Tensor"
     ),
+    "int8_conv2d": (
+        "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? packed, int[] stride, int[] padding,"
+        " int[] dilation, str activation) -> Tensor"
+    ),
 }
