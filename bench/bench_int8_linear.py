@@ -1,7 +1,8 @@
 """Int8Linear and Int8Conv2d beside what they stand in for, and beside other int8 layers.
 
 The two sides of a pair are timed in turn, call by call, in one run; extra_info has both medians in µs, their ratio
-(peer / ours: above 1 we are faster) and both relative errors against float64. FASTCL_BENCH_SECONDS is the time for a pair.
+(peer / ours: above 1 we are faster) and both relative errors against float64. FASTCL_BENCH_SECONDS is the time for a
+pair.
 """
 
 from __future__ import annotations

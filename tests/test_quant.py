@@ -225,7 +225,7 @@ def test_conv_gradient_is_the_float_layers_with_the_rounded_weight(backend):
 def test_conv_refuses_images_that_do_not_fit():
     with pytest.raises(ValueError, match=r"Int8Conv2d: x must be \[B, 3, H, W\], got \[2, 4, 5, 5\]"):
         Int8Conv2d(3, 2, 1)(torch.ones(2, 4, 5, 5))
-    with pytest.raises(ValueError, match="at least 3 wide and high, got 2"):
+    with pytest.raises(ValueError, match="int8_conv2d: x and its padding must be at least 3 wide, got 2"):
         Int8Conv2d(3, 2, 3)(torch.ones(2, 3, 5, 2))
     assert Int8Conv2d(3, 2, 3)(torch.ones(0, 3, 5, 5)).shape == (0, 2, 3, 3)
 

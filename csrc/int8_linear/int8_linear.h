@@ -54,8 +54,11 @@ struct Int8PackWeight {
   uint8_t* packed;       // [int8_packed_bytes(n, k)], on a multiple of 64 bytes
 };
 
+struct Int8Patches;  // int8_conv2d.h
+
 struct Int8Linear {
   const void* x;              // [m, k], of type `type`, contiguous
+  const Int8Patches* patches;  // null, or how the rows lie in x: then x is images
   FloatType type;             // of x and y
   int64_t m;
   int64_t k;

@@ -47,8 +47,9 @@ void linear_portable(const Int8Linear& p) {
   std::vector<float> scales(p.m);
   parallel_for(p.m, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> x(p.k);
+    std::vector<uint8_t> patch;
     for (int64_t m = begin; m < end; ++m) {
-      load_floats(p.x, p.type, m * p.k, p.k, x.data());
+      load_floats(row_values(p, m, patch), p.type, 0, p.k, x.data());
       scales[m] = quantize_row(x.data(), p.k, q.data() + m * k16).scale;
     }
   });

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "common/parallel.h"
+#include "int8_conv2d/int8_conv2d.h"
 #include "int8_linear/int8_linear.h"
 
 namespace fastcl {
@@ -42,6 +43,15 @@ struct Int8Tile {
 };
 
 namespace {  // a copy for each kernel's file, which compiles it as it may
+
+// The k values of row m; a patch is gathered into `scratch`.
+inline const uint8_t* row_values(const Int8Linear& p, int64_t m, std::vector<uint8_t>& scratch) {
+  const int64_t value_bytes = size_of(p.type);
+  if (p.patches == nullptr) return static_cast<const uint8_t*>(p.x) + m * p.k * value_bytes;
+  scratch.resize(size_t(p.k * value_bytes));
+  gather_patch(*p.patches, p.x, value_bytes, m, scratch.data());
+  return scratch.data();
+}
 
 // Even cut of n items in parts: heights of micro-blocks differ by at most one, so none is thin.
 inline int64_t cut(int64_t n, int64_t parts, int64_t i) { return n * i / parts; }
@@ -93,12 +103,11 @@ class Int8Block {
 
   // Quantises rows begin .. end of the block.
   void quantize(const Int8Linear& p, int64_t begin, int64_t end) {
-    const int64_t x_bytes = p.k * size_of(p.type);
     for (int64_t i = 0; i < micro_blocks; ++i) {
       const int64_t r0 = cut(rows, micro_blocks, i), r1 = cut(rows, micro_blocks, i + 1);
       for (int64_t r = std::max(r0, begin); r < std::min(r1, end); ++r)
         scale[size_t(r)] = Kernel::quantize_row(
-            static_cast<const uint8_t*>(p.x) + (first + r) * x_bytes, p.type, p.k,
+            row_values(p, first + r, patch_), p.type, p.k,
             micro_block(i) + (r - r0) * kInt8Chunk * Kernel::kValueBytes, (r1 - r0) * kInt8Chunk * Kernel::kValueBytes);
     }
   }
@@ -111,6 +120,7 @@ class Int8Block {
 
  private:
   std::unique_ptr<uint8_t[], AlignedDelete> data_;
+  std::vector<uint8_t> patch_;
   int64_t capacity_ = 0, row_bytes_ = 0;
 };
 
@@ -153,7 +163,7 @@ void multiply_block(const Int8Linear& p, bool stream, Int8Block<Kernel>& block, 
         t.prefetch_step = 4 * kColumns;
       } else if (i < 2) {  // the first two tiles fetch half of the next panel each
         t.prefetch = reinterpret_cast<const char*>(t.b) + panel_bytes + i * pass_bytes;
-      } else if ((i - 2) * pass_bytes < (q1 - q0) * x_bytes) {  // then the rows that are quantised below
+      } else if (p.patches == nullptr && (i - 2) * pass_bytes < (q1 - q0) * x_bytes) {  // then the rows that are quantised below
         t.prefetch = x + (i - 2) * pass_bytes;
       } else {
         t.prefetch = reinterpret_cast<const char*>(t.b);

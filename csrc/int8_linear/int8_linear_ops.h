@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstring>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "common/memory.h"
 #include "common/tensor_ops.h"
 #include "int8_linear/int8_linear.h"
 
@@ -21,15 +23,8 @@ inline Activation activation_by_name(const char* op, const std::string& name) {
 
 inline void check_int8_weight(const char* op, const Tensor& weight) {
   check_dtype(op, "weight", weight, ScalarType::Char);
-  FASTCL_CHECK(weight.dim() == 2 && weight.numel() > 0 && weight.size(1) <= kInt8MaxDepth, op,
+  FASTCL_CHECK(weight.dim() >= 2 && weight.numel() > 0 && weight.numel() / weight.size(0) <= kInt8MaxDepth, op,
                ": weight must be [N, K], not empty, K at most ", kInt8MaxDepth, ", got ", shape(weight));
-}
-
-// The contiguous form of a float32 [n] argument.
-inline Tensor float_vector(const char* op, const char* name, const Tensor& tensor, int64_t n) {
-  check_dtype(op, name, tensor, ScalarType::Float);
-  FASTCL_CHECK(tensor.dim() == 1 && tensor.size(0) == n, op, ": ", name, " must be [", n, "], got ", shape(tensor));
-  return torch::stable::contiguous(tensor);
 }
 
 // The kernel that a packed weight is for.
@@ -47,6 +42,46 @@ inline const Int8Kernel& int8_kernel_of(const char* op, const Tensor& packed, in
   FASTCL_CHECK(reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % 64 == 0, op,
                ": packed must stand on a multiple of 64 bytes");
   return *kernel;
+}
+
+// The arguments of a product of rows of k values by n columns, contiguous and of the right size.
+struct Int8LinearTensors {
+  Tensor x, weight_scale, packed;
+  std::optional<Tensor> bias;
+  const Int8Kernel* kernel;
+  FloatType type;
+  int64_t n, k;
+};
+
+inline Tensor int8_pack(const Int8Kernel& kernel, const Tensor& weight, int64_t n, int64_t k) {
+  const Tensor rows = torch::stable::contiguous(weight);
+  Tensor packed = new_tensor(weight, {int8_packed_bytes(n, k)}, ScalarType::Byte);
+  int8_pack_weight(kernel, {static_cast<const int8_t*>(rows.const_data_ptr()), n, k,
+                            static_cast<uint8_t*>(packed.mutable_data_ptr())});
+  return packed;
+}
+
+inline Int8LinearTensors int8_linear_tensors(const char* op, const Tensor& x, const Tensor& weight, int64_t n,
+                                             int64_t k, const Tensor& weight_scale, std::optional<Tensor> bias,
+                                             const std::optional<Tensor>& packed) {
+  check_int8_weight(op, weight);
+  const FloatType type = float_type(op, "x", x);
+  if (bias) bias = float_vector(op, "bias", *bias, n);
+  const Tensor block = packed ? *packed : int8_pack(*int8_kernel("auto"), weight, n, k);
+  const Int8Kernel& kernel = int8_kernel_of(op, block, n, k);
+  return {torch::stable::contiguous(x), float_vector(op, "weight_scale", weight_scale, n), block, bias, &kernel, type, n, k};
+}
+
+// Fills y, whose last dimension is n.
+inline void run_int8_linear(const char* op, const Int8LinearTensors& t, const Int8Patches* patches,
+                            const std::string& activation, Tensor& y) {
+  const Activation act = activation_by_name(op, activation);
+  if (y.numel() == 0) return;
+  prefer_huge_pages(y.mutable_data_ptr(), size_t(y.numel() * size_of(t.type)));
+  t.kernel->linear({t.x.const_data_ptr(), patches, t.type, y.numel() / t.n, t.k, t.n,
+                    static_cast<const uint8_t*>(t.packed.const_data_ptr()),
+                    static_cast<const float*>(t.weight_scale.const_data_ptr()),
+                    t.bias ? static_cast<const float*>(t.bias->const_data_ptr()) : nullptr, act, y.mutable_data_ptr()});
 }
 
 inline Tensor new_linear_output(const Tensor& x, int64_t n) {

@@ -58,28 +58,9 @@ def int8_linear(
         RuntimeError: for a ``packed`` that is not ``weight``'s size or not of this machine.
     """
     _check_weight("int8_linear", weight)
-    if not isinstance(x, Tensor):
-        raise TypeError(f"int8_linear: x must be a Tensor, got {type(x).__name__}")
-    if x.dtype not in FLOAT_DTYPES:
-        raise TypeError(f"int8_linear: x must be float32, bfloat16, float16 or float64, got {x.dtype}")
-    n, k = weight.shape
-    if x.dim() == 0 or x.shape[-1] != k:
-        raise ValueError(f"int8_linear: x must be [..., {k}], got {list(x.shape)}")
-    if weight_scale.dtype != torch.float32:
-        raise TypeError(f"int8_linear: weight_scale must be float32, got {weight_scale.dtype}")
-    if weight_scale.shape != (n,):
-        raise ValueError(f"int8_linear: weight_scale must be [{n}], got {list(weight_scale.shape)}")
-    if bias is not None:
-        if bias.dtype not in FLOAT_DTYPES:
-            raise TypeError(f"int8_linear: bias must be float32, bfloat16, float16 or float64, got {bias.dtype}")
-        if bias.shape != (n,):
-            raise ValueError(f"int8_linear: bias must be [{n}], got {list(bias.shape)}")
-        bias = bias.float()
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"int8_linear: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    for name, other in (("weight", weight), ("weight_scale", weight_scale), ("bias", bias), ("packed", packed)):
-        if other is not None and other.device != x.device:
-            raise ValueError(f"int8_linear: {name} must be on x's device {x.device}, got {other.device}")
+    bias = check_int8_arguments("int8_linear", x, weight, weight_scale, bias, activation, packed)
+    if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"int8_linear: x must be [..., {weight.shape[1]}], got {list(x.shape)}")
     return op("int8_linear", x)(x, weight, weight_scale, bias, packed, activation)  # type: ignore[no-any-return]
 
 
@@ -105,6 +86,39 @@ def int8_pack_weight(weight: Tensor, kernel: str = "auto") -> Tensor | None:
     return op("int8_pack_weight", weight)(weight, kernel)  # type: ignore[no-any-return]
 
 
+def check_int8_arguments(
+    name: str,
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    packed: Tensor | None,
+) -> Tensor | None:
+    """What the int8 products have in common, shapes of x and weight apart; gives the bias in float32."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: x must be a Tensor, got {type(x).__name__}")
+    if x.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name}: x must be float32, bfloat16, float16 or float64, got {x.dtype}")
+    n = weight.shape[0]
+    if weight_scale.dtype != torch.float32:
+        raise TypeError(f"{name}: weight_scale must be float32, got {weight_scale.dtype}")
+    if weight_scale.shape != (n,):
+        raise ValueError(f"{name}: weight_scale must be [{n}], got {list(weight_scale.shape)}")
+    if bias is not None:
+        if bias.dtype not in FLOAT_DTYPES:
+            raise TypeError(f"{name}: bias must be float32, bfloat16, float16 or float64, got {bias.dtype}")
+        if bias.shape != (n,):
+            raise ValueError(f"{name}: bias must be [{n}], got {list(bias.shape)}")
+        bias = bias.float()
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{name}: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    for argument, other in (("weight", weight), ("weight_scale", weight_scale), ("bias", bias), ("packed", packed)):
+        if other is not None and other.device != x.device:
+            raise ValueError(f"{name}: {argument} must be on x's device {x.device}, got {other.device}")
+    return bias
+
+
 def _check_weight(name: str, weight: Tensor) -> None:
     if not isinstance(weight, Tensor):
         raise TypeError(f"{name}: weight must be a Tensor, got {type(weight).__name__}")
@@ -118,7 +132,8 @@ def _activate(v: Tensor, activation: str) -> Tensor:
     return v if activation == "none" else getattr(functional, activation)(v)
 
 
-def _activate_backward(grad: Tensor, v: Tensor, activation: str) -> Tensor:
+def activate_backward(grad: Tensor, v: Tensor, activation: str) -> Tensor:
+    """The gradient before an activation other than ``"none"``, from that after it."""
     if activation == "relu":
         return torch.ops.aten.threshold_backward(grad, v, 0)  # type: ignore[no-any-return]
     if activation == "gelu":
@@ -137,9 +152,10 @@ def _quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return q, torch.where(plain, absmax / top, torch.where(absmax < _TINY, 0, float("nan")))
 
 
-def _int8_linear_reference(
+def int8_linear_reference(
     x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, packed: Tensor | None, activation: str
 ) -> Tensor:
+    """:func:`int8_linear` in pure PyTorch."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     q, scale = _quantize_rows(x.to(dtype))
     sums = (q @ weight.double().T).to(dtype)  # whole numbers under 2^31: exact in float64
@@ -180,7 +196,7 @@ def _autograd(ops: Any) -> tuple[Any, Any]:
         grad = grad.to(dtype)
         if ctx.activation != "none":  # computed again rather than kept
             pre = ops.int8_linear(x.to(dtype), weight, weight_scale, bias, packed, "none")
-            grad = _activate_backward(grad, pre, ctx.activation)
+            grad = activate_backward(grad, pre, ctx.activation)
         grad_x = ((grad * weight_scale) @ weight.to(dtype)).to(x.dtype) if ctx.needs_input_grad[0] else None
         grad_bias = grad.reshape(-1, weight.shape[0]).sum(0).to(bias.dtype) if ctx.needs_input_grad[3] else None
         return grad_x, None, None, grad_bias, None, None
@@ -189,4 +205,4 @@ def _autograd(ops: Any) -> tuple[Any, Any]:
 
 
 register("int8_pack_weight", _int8_pack_weight_reference, _int8_pack_weight_fake)
-register("int8_linear", _int8_linear_reference, _int8_linear_fake, _autograd)
+register("int8_linear", int8_linear_reference, _int8_linear_fake, _autograd)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastcl.ops import int8_linear, int8_pack_weight
+from fastcl.ops import int8_conv2d, int8_linear, int8_pack_weight
 from fastcl.ops.int8_linear import ACTIVATIONS, MAX_DEPTH
 
 
@@ -66,16 +66,15 @@ class _Int8Layer(nn.Module):
         self.activation = activation
         self._packed: Tensor | None = None
 
-    def _product(self, x: Tensor) -> Tensor:
-        """The layer on rows [..., K]."""
-        weight = self.weight.flatten(1)
+    def _pack(self) -> Tensor | None:
         if self._packed is None:
+            weight = self.weight.flatten(1)
             if torch.compiler.is_compiling():
                 self._packed = int8_pack_weight(weight)
             else:
                 with torch.inference_mode(False):  # it outlives the caller's inference mode
                     self._packed = int8_pack_weight(weight)
-        return int8_linear(x, weight, self.weight_scale, self.bias, activation=self.activation, packed=self._packed)
+        return self._packed
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         scale = self.weight_scale
@@ -148,7 +147,9 @@ class Int8Linear(_Int8Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] → [..., out_features] of ``x``'s dtype."""
-        return self._product(x)
+        return int8_linear(
+            x, self.weight, self.weight_scale, self.bias, activation=self.activation, packed=self._pack()
+        )
 
     def extra_repr(self) -> str:
         """nn.Linear's, and the activation."""
@@ -217,7 +218,7 @@ class Int8Conv2d(_Int8Layer):
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
         self.padding, self.padding_mode = conv.padding, conv.padding_mode
-        self._pad = list(conv._reversed_padding_repeated_twice)  # left, right, top, bottom
+        self._pad = tuple(conv._reversed_padding_repeated_twice)  # left, right, top, bottom
         self._take(conv.weight.permute(0, 2, 3, 1), conv.bias, activation)
         self.train(conv.training)
 
@@ -225,23 +226,21 @@ class Int8Conv2d(_Int8Layer):
         """[B, in_channels, H, W] or [in_channels, H, W] → the same with out_channels, of ``x``'s dtype."""
         if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
             raise ValueError(f"Int8Conv2d: x must be [B, {self.in_channels}, H, W], got {list(x.shape)}")
-        y = self._product(self._patches(x if x.dim() == 4 else x[None])).permute(0, 3, 1, 2)
+        images, pad = x if x.dim() == 4 else x[None], self._pad
+        if self.padding_mode != "zeros":
+            images, pad = functional.pad(images, pad, mode=self.padding_mode), (0, 0, 0, 0)
+        y = int8_conv2d(
+            images,
+            self.weight,
+            self.weight_scale,
+            self.bias,
+            self.stride,
+            pad,
+            self.dilation,
+            activation=self.activation,
+            packed=self._pack(),
+        )
         return y if x.dim() == 4 else y[0]
-
-    def _patches(self, x: Tensor) -> Tensor:
-        """What each output pixel sees, [B, out H, out W, kernel height * kernel width * in_channels]."""
-        if any(self._pad):
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x = functional.pad(x, self._pad, mode=mode)
-        x = x.permute(0, 2, 3, 1)
-        for dim, kernel, stride, dilation in zip((1, 2), self.kernel_size, self.stride, self.dilation, strict=True):
-            span = dilation * (kernel - 1) + 1
-            if x.shape[dim] < span:
-                raise ValueError(
-                    f"Int8Conv2d: the padded image must be at least {span} wide and high, got {x.shape[dim]}"
-                )
-            x = x.unfold(dim, span, stride)[..., ::dilation]
-        return x.permute(0, 1, 2, 4, 5, 3).flatten(3)
 
     def extra_repr(self) -> str:
         """nn.Conv2d's, and the activation."""
