@@ -1,12 +1,11 @@
-"""What every test shares: the backends, and tolerances that come from the reference's own error."""
+"""What every test shares: the backends and a fixed seed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor
 
 import fastcl
 
@@ -24,18 +23,3 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 def _seed() -> None:
     torch.manual_seed(0)
 
-
-def error(got: Tensor, exact: Tensor) -> float:
-    """Largest difference, relative to the largest exact value."""
-    return ((got.double() - exact).abs().max() / exact.abs().max().clamp_min(1e-30)).item()
-
-
-@pytest.fixture
-def assert_as_good_as() -> Callable[[Tensor, Tensor, Tensor, float], None]:
-    """The rule for tolerances: ``err(got, ref64) <= 2 err(ref32, ref64) + floor``."""
-
-    def check(got: Tensor, ref32: Tensor, ref64: Tensor, floor: float = 1e-6) -> None:
-        ours, plain = error(got, ref64), error(ref32, ref64)
-        assert ours <= 2 * plain + floor, f"error {ours:.3g}, the plain float32 reference has {plain:.3g}"
-
-    return check

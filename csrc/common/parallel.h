@@ -14,6 +14,12 @@ int thread_count();
 // and returns when all are done. body must not throw. Ranges may run one after another on a single thread.
 void parallel_range(int64_t n, int64_t grain, void (*body)(void* context, int64_t begin, int64_t end), void* context);
 
+// The grain for items of `elements` floats each, touched once or twice: less is not worth waking a thread for.
+inline int64_t grain_of(int64_t elements) {
+  const int64_t items = (int64_t(1) << 16) / (elements > 0 ? elements : 1);
+  return items > 1 ? items : 1;
+}
+
 template <class F>
 void parallel_for(int64_t n, int64_t grain, F&& f) {
   parallel_range(

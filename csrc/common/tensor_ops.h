@@ -43,6 +43,16 @@ inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> size
   return torch::stable::new_empty(like, {sizes.begin(), sizes.size()}, type);
 }
 
+inline const float* floats(const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); }
+
+// A contiguous float32 vector of `count` elements.
+inline Tensor float_vector(const char* op, const char* name, const Tensor& tensor, int64_t count) {
+  check_dtype(op, name, tensor, ScalarType::Float);
+  FASTCL_CHECK(tensor.dim() == 1 && tensor.size(0) == count, op, ": ", name, " must be [", count, "], got ",
+               shape(tensor));
+  return torch::stable::contiguous(tensor);
+}
+
 // A precision as torch.get_float32_matmul_precision() names it.
 inline bool bf16_products(const char* op, const std::string& precision) {
   FASTCL_CHECK(precision == "highest" || precision == "high" || precision == "medium", op,

@@ -1,101 +1,370 @@
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
-#include <vector>
+#include <memory>
 
+#include "common/cpu.h"
 #include "common/parallel.h"
 #include "contrast/contrast.h"
+#include "contrast/contrast_tiles.h"
 
 namespace fastcl {
 namespace {
 
-constexpr int kLanes = 16;  // independent partial sums, so that the compiler may vectorise a dot product
+constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
+// Up to this logit 2^x needs no reference: e^50 times 2^20 terms stays in float32's range, and so does its inverse.
+constexpr float kLargestPlainLogit = 50.f;
+constexpr int kTilesWanted = 10;            // blocks of rows that keep a handful of threads busy
+constexpr int64_t kScratchBytes = 1 << 20;  // of a tile and its operands: half of a usual L2
+constexpr int64_t kGroupBytes = 6 << 20;    // blocks that are visited together: two groups fit in L3
+constexpr int64_t kMinGroup = 4;
+constexpr int kSpins = 5000;  // of waiting, some hundred microseconds, before a thread sleeps
 
-float dot(const float* a, const float* b, int64_t dim) {
-  float lanes[kLanes] = {};
-  int64_t d = 0;
-  for (; d + kLanes <= dim; d += kLanes)
-    for (int l = 0; l < kLanes; ++l) lanes[l] += a[d + l] * b[d + l];
-  float sum = 0;
-  for (; d < dim; ++d) sum += a[d] * b[d];
-  for (float lane : lanes) sum += lane;
-  return sum;
+int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+const ContrastKernels& float32_kernels() {
+  static const ContrastKernels* best = contrast_kernels_avx512()  ? contrast_kernels_avx512()
+                                       : contrast_kernels_avx2() ? contrast_kernels_avx2()
+                                                                 : contrast_kernels_portable();
+  return *best;
 }
 
-// One side of the problem, seen from the rows: the columns' side is the same with q and k exchanged.
-struct Side {
-  const float* own;
-  const float* other;
-  int64_t own_count, other_count, dim;
-  float scale;
-  const int64_t* own_group;
-  const int64_t* other_group;
-  bool symmetric;
+const ContrastKernels& kernels_for(bool bf16_products) {
+  return bf16_products && contrast_kernels_avx512_bf16() ? *contrast_kernels_avx512_bf16() : float32_kernels();
+}
 
-  bool left_out(int64_t i, int64_t j) const {
-    if (own_group) return own_group[i] == other_group[j];
-    return symmetric && i == j;
+int64_t least_common_multiple(int64_t a, int64_t b) {
+  int64_t x = a, y = b;
+  while (y) {
+    const int64_t rest = x % y;
+    x = y;
+    y = rest;
   }
-  float similarity(int64_t i, int64_t j) const { return scale * dot(own + i * dim, other + j * dim, dim); }
+  return a / x * b;
+}
+
+enum class Pass { kMaxima, kSums, kGradient };
+
+// What one thread writes while it works on a tile.
+struct Scratch {
+  Buffer<float> g_rows, g_cols, q_block, k_block;
+  float row_out[kMaxTile], col_out[kMaxTile];
 };
 
-Side row_side(const Contrast& p) {
-  const bool symmetric = p.k == nullptr;
-  return {p.q,     symmetric ? p.q : p.k, p.rows,   p.cols, p.dim,
-          p.scale, p.q_group,             symmetric ? p.q_group : p.k_group, symmetric};
-}
+// One forward or backward pass over the tiles. Threads take tiles from one fixed order; each block of rows or columns
+// takes its updates in that order too, by a counter of its turns, so that every sum is formed in the same order on any
+// number of threads, with one copy of the result and no barrier. A thread forms its tile before it waits for its turn.
+class TilePass {
+ public:
+  TilePass(const Contrast& problem, const ContrastKernels& kernels)
+      : p_(problem),
+        kernels_(kernels),
+        q_(*problem.q),
+        k_(problem.k ? *problem.k : *problem.q),
+        symmetric_(problem.k == nullptr),
+        safe_(!(problem.largest_logit <= kLargestPlainLogit)),
+        words_(q_.stride() / kernels.pack),
+        tile_(choose_tile()),
+        row_blocks_((q_.padded_count() + tile_ - 1) / tile_),
+        col_blocks_((k_.count() + tile_ - 1) / tile_),
+        row_turn_(row_blocks_),
+        col_turn_(symmetric_ ? 0 : col_blocks_) {
+    pack_operands();
+  }
 
-Side col_side(const Contrast& p) {
-  return {p.k, p.q, p.cols, p.rows, p.dim, p.scale, p.k_group, p.q_group, false};
-}
+  void forward(const ContrastForward& out) {
+    columns_ = symmetric_ || out.col_lse != nullptr;
+    const float start = safe_ ? -std::numeric_limits<float>::infinity() : 0.f;
+    row_reference_.assign(q_.padded_count() + kMaxTile, start);
+    col_reference_.assign(symmetric_ ? 0 : k_.padded_count() + kMaxTile, start);
+    row_sum_.assign(q_.padded_count() + kMaxTile, 0.0);
+    col_sum_.assign(symmetric_ ? 0 : k_.padded_count() + kMaxTile, 0.0);
+    if (safe_) run(Pass::kMaxima);
+    run(Pass::kSums);
+    for (int64_t i = 0; i < q_.count(); ++i) out.row_lse[i] = log_sum(row_sum_[i], row_reference_[i]);
+    if (!symmetric_ && out.col_lse)
+      for (int64_t j = 0; j < k_.count(); ++j) out.col_lse[j] = log_sum(col_sum_[j], col_reference_[j]);
+  }
 
-void forward_side(const Side& side, float* lse) {
-  parallel_for(side.own_count, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> s(side.other_count);
-    for (int64_t i = begin; i < end; ++i) {
-      float top = -std::numeric_limits<float>::infinity();
-      int64_t left = 0;
-      for (int64_t j = 0; j < side.other_count; ++j)
-        if (!side.left_out(i, j)) top = std::max(top, s[left++] = side.similarity(i, j));
-      double sum = 0;
-      for (int64_t n = 0; n < left; ++n) sum += std::exp(s[n] - top);
-      lse[i] = left ? static_cast<float>(top + std::log(sum)) : top;
+  void backward(const ContrastBackward& out) {
+    columns_ = symmetric_ || out.col_lse != nullptr;
+    set_weights(out.row_lse, out.grad_row, q_, row_weight_, row_lse_);
+    if (!symmetric_ && columns_) set_weights(out.col_lse, out.grad_col, k_, col_weight_, col_lse_);
+    grad_q_ = out.grad_q;
+    grad_k_ = symmetric_ ? out.grad_q : out.grad_k;
+    parallel_for(q_.padded_count(), grain_of(q_.stride()), [&](int64_t begin, int64_t end) {
+      if (out.grad_q) std::fill(out.grad_q + begin * q_.stride(), out.grad_q + end * q_.stride(), 0.f);
+    });
+    parallel_for(symmetric_ ? 0 : k_.padded_count(), grain_of(k_.stride()), [&](int64_t begin, int64_t end) {
+      if (out.grad_k) std::fill(out.grad_k + begin * k_.stride(), out.grad_k + end * k_.stride(), 0.f);
+    });
+    run(Pass::kGradient);
+  }
+
+ private:
+  static double log_sum(double sum, double reference) {
+    return sum > 0 ? std::log(sum) + reference * kLn2 : -std::numeric_limits<double>::infinity();
+  }
+
+  // Large tiles save memory traffic, small ones leave enough of them to share out. Depends on the problem alone, never
+  // on the threads: the tile fixes the order of the sums.
+  int64_t choose_tile() const {
+    const int64_t step = least_common_multiple(kernels_.rows_step, kernels_.cols_step);
+    const int64_t rows = std::max(q_.padded_count(), k_.padded_count());
+    int64_t tile = kMaxTile / step * step;
+    const auto bytes = [&](int64_t t) { return int64_t(sizeof(float)) * t * (t + 2 * q_.stride()); };
+    while (tile > 2 * step && (rows < kTilesWanted * tile || bytes(tile) > kScratchBytes)) tile -= step;
+    return tile;
+  }
+
+  void pack_operands() {
+    const int64_t step = kernels_.cols_step, count = (k_.count() + step - 1) / step;
+    panels_ = Buffer<float>(count * words_ * step);
+    const float factor = static_cast<float>(p_.scale * kLog2E);
+    parallel_for(count, grain_of(step * q_.stride()), [&](int64_t begin, int64_t end) {
+      for (int64_t panel = begin; panel < end; ++panel)
+        kernels_.pack_panel(k_.row(0), k_.count(), k_.stride(), panel, factor, panels_.get() + panel * words_ * step);
+    });
+    if (kernels_.pack == 1) return;
+    rows_as_words_ = Buffer<float>(q_.padded_count() * words_);
+    parallel_for(q_.padded_count(), grain_of(q_.stride()), [&](int64_t begin, int64_t end) {
+      kernels_.pack_words(q_.row(begin), end - begin, q_.stride(), rows_as_words_.get() + begin * words_);
+    });
+  }
+
+  // Padding has weight 0. A row without a pair has lse -inf, and nothing to weigh.
+  void set_weights(const float* lse, const float* grad, const PaddedRows& rows, std::vector<float>& weight,
+                   std::vector<float>& log2_sum) const {
+    weight.assign(rows.padded_count() + kMaxTile, 0.f);
+    log2_sum.assign(rows.padded_count() + kMaxTile, 0.f);
+    for (int64_t i = 0; i < rows.count(); ++i) {
+      if (lse[i] == -std::numeric_limits<float>::infinity()) continue;
+      log2_sum[i] = static_cast<float>(lse[i] * kLog2E);
+      const double scaled = double(p_.scale) * grad[i];
+      weight[i] = static_cast<float>(safe_ ? scaled : scaled * std::exp(-double(lse[i])));
     }
-  });
-}
+  }
 
-void backward_side(const Side& side, const float* own_lse, const float* own_grad, const float* other_lse,
-                   const float* other_grad, float* grad) {
-  parallel_for(side.own_count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      float* out = grad + i * side.dim;
-      std::fill_n(out, side.dim, 0.f);
-      for (int64_t j = 0; j < side.other_count; ++j) {
-        if (side.left_out(i, j)) continue;
-        const float s = side.similarity(i, j);
-        float g = own_grad ? own_grad[i] * std::exp(s - own_lse[i]) : 0.f;
-        if (other_grad) g += other_grad[j] * std::exp(s - other_lse[j]);
-        g *= side.scale;
-        for (int64_t d = 0; d < side.dim; ++d) out[d] += g * side.other[j * side.dim + d];
+  void run(Pass pass) {
+    for (auto& turn : row_turn_) turn.store(0, std::memory_order_relaxed);
+    for (auto& turn : col_turn_) turn.store(0, std::memory_order_relaxed);
+    next_tile_.store(0);
+    const int64_t threads = std::min<int64_t>(thread_count(), row_blocks_ * col_blocks_);
+    std::vector<std::unique_ptr<Scratch>> scratch(threads);
+    for (auto& each : scratch) each = new_scratch(pass);
+    parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t thread = begin; thread < end; ++thread) work(pass, *scratch[thread]);
+    });
+  }
+
+  std::unique_ptr<Scratch> new_scratch(Pass pass) const {
+    auto scratch = std::make_unique<Scratch>();
+    if (pass != Pass::kGradient) return scratch;
+    scratch->g_rows = Buffer<float>(tile_ * (tile_ + kSkew));
+    if (kernels_.pack > 1) scratch->g_cols = Buffer<float>(tile_ / kernels_.pack * (tile_ + kSkew));
+    scratch->q_block = Buffer<float>(tile_ * q_.stride());
+    scratch->k_block = Buffer<float>(tile_ * q_.stride());
+    return scratch;
+  }
+
+  void work(Pass pass, Scratch& scratch) {
+    std::vector<int> row_updates(row_blocks_, 0), col_updates(symmetric_ ? 0 : col_blocks_, 0);
+    std::vector<int>& others = symmetric_ ? row_updates : col_updates;
+    int64_t number = 0, mine = next_tile_.fetch_add(1);
+    for_each_tile([&](int64_t I, int64_t J) {
+      const bool diagonal = symmetric_ && I == J;
+      const int row_turn = row_updates[I]++;
+      const int col_turn = diagonal ? row_turn : others[J]++;
+      if (number++ != mine) return;
+      if (pass == Pass::kGradient)
+        gradient_tile(scratch, I, J, row_turn, col_turn);
+      else
+        forward_tile(pass, scratch, I, J, row_turn, col_turn);
+      mine = next_tile_.fetch_add(1);
+    });
+  }
+
+  // All tiles, in the order that fixes every sum. Blocks come in groups, so that two groups stay in L3; inside a pair of
+  // groups neighbours in the order touch different blocks, so that threads hardly ever wait for each other.
+  template <class Visit>
+  void for_each_tile(Visit visit) const {
+    const int64_t block_bytes = 3 * tile_ * q_.stride() * int64_t(sizeof(float));
+    const int64_t group = std::max(kMinGroup, kGroupBytes / block_bytes);
+    for (int64_t a = 0; a < row_blocks_; a += group)
+      for (int64_t b = symmetric_ ? a : 0; b < col_blocks_; b += group) {
+        const int64_t rows = std::min(group, row_blocks_ - a), cols = std::min(group, col_blocks_ - b);
+        const int64_t rounds = std::max(rows, cols);
+        const bool triangle = symmetric_ && a == b;
+        for (int64_t c = 0; c < rounds; ++c)
+          for (int64_t i = 0; i < rows; ++i) {
+            const int64_t j = triangle ? (c - i + rounds) % rounds : (c + i) % rounds;
+            if (j < cols && (!triangle || i <= j)) visit(a + i, b + j);
+          }
       }
+  }
+
+  std::atomic<int>& col_turn(int64_t J) { return symmetric_ ? row_turn_[J] : col_turn_[J]; }
+
+  // Spins for a moment, then sleeps: an idle processor can then take over the thread that is waited for, should another
+  // process have taken its own.
+  static void wait(const std::atomic<int>& turn, int mine) {
+    int now, spins = 0;
+    while ((now = turn.load(std::memory_order_acquire)) != mine)
+      if (++spins > kSpins)
+        turn.wait(now, std::memory_order_acquire);
+      else
+        cpu_relax();
+  }
+
+  static void pass_on(std::atomic<int>& turn, int mine) {
+    turn.store(mine + 1, std::memory_order_release);
+    turn.notify_all();
+  }
+
+  // Whether a tile holds padding, or a pair that is left out.
+  bool is_masked(int64_t I, int64_t J) const {
+    const int64_t i0 = I * tile_, j0 = J * tile_;
+    if (i0 + tile_ > q_.count() || j0 + tile_ > k_.count() || (!p_.period && p_.q_group)) return true;
+    if (!p_.period) return false;
+    // i - j runs over (i0 - j0 - tile, i0 - j0 + tile): is there a multiple of the period?
+    const int64_t low = i0 - j0 - tile_ + 1, high = i0 - j0 + tile_ - 1;
+    return low <= 0 ? high >= 0 || (-low) / p_.period * p_.period >= -high : high / p_.period * p_.period >= low;
+  }
+
+  Tile make_tile(Scratch& scratch, int64_t I, int64_t J) const {
+    const int64_t i0 = I * tile_, j0 = J * tile_;
+    const int64_t cols = std::min<int64_t>(tile_, k_.count() - j0);
+    const auto group = [](const std::vector<int32_t>* groups, int64_t at) { return groups ? groups->data() + at : nullptr; };
+    Tile t{};
+    t.a = (kernels_.pack == 1 ? q_.row(0) : rows_as_words_.get()) + i0 * words_;
+    t.b = panels_.get() + j0 * words_;
+    t.words = static_cast<int>(words_);
+    t.rows = static_cast<int>(std::min(tile_, q_.padded_count() - i0));
+    t.cols = static_cast<int>(round_up(cols, kernels_.cols_step));
+    t.i0 = i0;
+    t.j0 = j0;
+    t.live_rows = q_.count();
+    t.live_cols = k_.count();
+    t.mask.kind = p_.period ? TileMask::kPeriod : p_.q_group ? TileMask::kGroups : TileMask::kNone;
+    t.mask.period = p_.period;
+    t.mask.row_group = group(p_.q_group, i0);
+    t.mask.col_group = group(symmetric_ ? p_.q_group : p_.k_group, j0);
+    t.row_out = scratch.row_out;
+    t.col_out = scratch.col_out;
+    return t;
+  }
+
+  void forward_tile(Pass pass, Scratch& scratch, int64_t I, int64_t J, int row_turn, int col_turn_number) {
+    Tile t = make_tile(scratch, I, J);
+    std::vector<float>& col_reference = symmetric_ ? row_reference_ : col_reference_;
+    std::vector<double>& col_sum = symmetric_ ? row_sum_ : col_sum_;
+    t.row_reference = row_reference_.data() + t.i0;
+    t.col_reference = col_reference.data() + t.j0;
+    const bool masked = is_masked(I, J);
+    if (pass == Pass::kMaxima)
+      kernels_.maxima(t, masked, columns_);
+    else
+      kernels_.sums(t, masked, columns_, safe_);
+    const auto update = [&](const float* values, int64_t first, int count, std::vector<float>& reference,
+                            std::vector<double>& sum) {
+      for (int i = 0; i < count; ++i)
+        if (pass == Pass::kMaxima)
+          reference[first + i] = std::max(reference[first + i], values[i]);
+        else
+          sum[first + i] += values[i];
+    };
+    wait(row_turn_[I], row_turn);
+    update(scratch.row_out, t.i0, t.rows, row_reference_, row_sum_);
+    pass_on(row_turn_[I], row_turn);
+    if (symmetric_ && I == J) return;  // this tile holds both triangles
+    wait(col_turn(J), col_turn_number);
+    if (columns_) update(scratch.col_out, t.j0, t.cols, col_reference, col_sum);
+    pass_on(col_turn(J), col_turn_number);
+  }
+
+  void gradient_tile(Scratch& scratch, int64_t I, int64_t J, int row_turn, int col_turn_number) {
+    const int pack = kernels_.pack;
+    const int64_t dim = q_.stride();
+    Tile t = make_tile(scratch, I, J);
+    t.row_weight = row_weight_.data() + t.i0;
+    t.row_lse = row_lse_.data() + t.i0;
+    if (columns_) {
+      t.col_weight = (symmetric_ ? row_weight_ : col_weight_).data() + t.j0;
+      t.col_lse = (symmetric_ ? row_lse_ : col_lse_).data() + t.j0;
     }
-  });
-}
+    t.g_rows = scratch.g_rows.get();
+    t.g_cols = scratch.g_cols.get();
+    t.ld_rows = static_cast<int>(tile_ / pack + kSkew);
+    t.ld_cols = static_cast<int>(tile_ + kSkew);
+    kernels_.gradient(t, is_masked(I, J), columns_, safe_);
+
+    const int64_t panel_stride = tile_ / pack * kernels_.cols_step;
+    if (grad_q_) {
+      const int keys = static_cast<int>(std::min<int64_t>(t.cols, k_.padded_count() - t.j0) / pack * pack);
+      kernels_.pack_block(k_.row(t.j0), keys, dim, panel_stride, scratch.k_block.get());
+      wait(row_turn_[I], row_turn);
+      kernels_.product({t.g_rows, t.ld_rows, 1, scratch.k_block.get(), panel_stride, keys / pack,
+                        grad_q_ + t.i0 * dim, dim, t.rows, static_cast<int>(dim)});
+    } else {
+      wait(row_turn_[I], row_turn);
+    }
+    pass_on(row_turn_[I], row_turn);
+    if (symmetric_ && I == J) return;
+    if (grad_k_) {
+      kernels_.pack_block(q_.row(t.i0), t.rows, dim, panel_stride, scratch.q_block.get());
+      wait(col_turn(J), col_turn_number);
+      const int keys = static_cast<int>(std::min<int64_t>(t.cols, k_.padded_count() - t.j0));
+      kernels_.product({pack == 1 ? t.g_rows : t.g_cols, 1, pack == 1 ? t.ld_rows : t.ld_cols, scratch.q_block.get(),
+                        panel_stride, t.rows / pack, grad_k_ + t.j0 * dim, dim, keys, static_cast<int>(dim)});
+    } else {
+      wait(col_turn(J), col_turn_number);
+    }
+    pass_on(col_turn(J), col_turn_number);
+  }
+
+  const Contrast& p_;
+  const ContrastKernels& kernels_;
+  const PaddedRows& q_;
+  const PaddedRows& k_;
+  const bool symmetric_, safe_;
+  bool columns_ = false;
+  const int64_t words_, tile_, row_blocks_, col_blocks_;
+  std::vector<std::atomic<int>> row_turn_, col_turn_;
+  std::atomic<int64_t> next_tile_{0};
+  Buffer<float> panels_, rows_as_words_;
+  std::vector<float> row_reference_, col_reference_, row_weight_, col_weight_, row_lse_, col_lse_;
+  std::vector<double> row_sum_, col_sum_;
+  float* grad_q_ = nullptr;
+  float* grad_k_ = nullptr;
+};
 
 }  // namespace
 
-void contrast_forward(const Contrast& p, const ContrastForward& out) {
-  forward_side(row_side(p), out.row_lse);
-  if (out.col_lse) forward_side(col_side(p), out.col_lse);
+PaddedRows::PaddedRows(int64_t count, int64_t dim)
+    : count_(count),
+      dim_(dim),
+      padded_count_(round_up(count, float32_kernels().rows_step)),
+      stride_(round_up(dim, float32_kernels().cols_step)),
+      data_(padded_count_ * stride_) {
+  if (dim_ != stride_)
+    for (int64_t i = 0; i < count_; ++i) std::fill(row(i) + dim_, row(i) + stride_, 0.f);
+  std::fill(row(count_), row(0) + padded_count_ * stride_, 0.f);
 }
 
-void contrast_backward(const Contrast& p, const ContrastBackward& out) {
-  if (p.k == nullptr) {
-    backward_side(row_side(p), out.row_lse, out.grad_row, out.row_lse, out.grad_row, out.grad_q);
-    return;
-  }
-  if (out.grad_q) backward_side(row_side(p), out.row_lse, out.grad_row, out.col_lse, out.grad_col, out.grad_q);
-  if (out.grad_k) backward_side(col_side(p), out.col_lse, out.grad_col, out.row_lse, out.grad_row, out.grad_k);
+float dot_rows(const float* a, const float* b, int64_t stride) { return float32_kernels().dot(a, b, stride); }
+
+void contrast_forward(const Contrast& problem, const ContrastForward& out) {
+  TilePass(problem, kernels_for(problem.bf16_products)).forward(out);
+}
+
+void contrast_backward(const Contrast& problem, const ContrastBackward& out) {
+  TilePass(problem, kernels_for(problem.bf16_products)).backward(out);
+}
+
+const char* contrast_instruction_set() {
+  if (contrast_kernels_avx512()) return contrast_kernels_avx512_bf16() ? "AVX-512, bfloat16 products" : "AVX-512";
+  return contrast_kernels_avx2() ? "AVX2" : "portable";
 }
 
 }  // namespace fastcl

@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <optional>
 #include <vector>
 
 #include "common/parallel.h"
@@ -10,77 +12,116 @@ namespace fastcl {
 namespace {
 
 constexpr double kEps = 1e-12;  // torch.nn.functional.normalize's
-constexpr int64_t kGrain = 16;  // rows a thread takes at least
+// Sums of squares outside are formed again in double: those of float32 may have overflowed, or lost what is small.
+constexpr float kLeastSquare = 1e-24f, kLargestSquare = 1e30f;
 
-// Unit rows of both views, [2n, dim], and what each row was divided by.
+double length(const float* row, int64_t dim, int64_t stride) {
+  const float square = dot_rows(row, row, stride);
+  if (square >= kLeastSquare && square <= kLargestSquare) return std::sqrt(double(square));
+  double sum = 0;
+  for (int64_t d = 0; d < dim; ++d) sum += double(row[d]) * row[d];
+  return std::sqrt(sum);
+}
+
+// Unit rows of both views, [2n, dim], and the length of each.
 struct UnitRows {
-  std::vector<float> z;
+  PaddedRows z;
   std::vector<double> norm;
-  int64_t n, dim;
+  int64_t n;
+  bool finite;
 
   UnitRows(const void* z0, const void* z1, FloatType type, int64_t n, int64_t dim)
-      : z(2 * n * dim), norm(2 * n), n(n), dim(dim) {
-    parallel_for(2 * n, kGrain, [&](int64_t begin, int64_t end) {
+      : z(2 * n, dim), norm(2 * n), n(n) {
+    parallel_for(2 * n, grain_of(dim), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        float* row = z.data() + i * dim;
+        float* row = z.row(i);
         load_floats(i < n ? z0 : z1, type, (i < n ? i : i - n) * dim, dim, row);
-        double square = 0;
-        for (int64_t d = 0; d < dim; ++d) square += double(row[d]) * row[d];
-        norm[i] = std::sqrt(square);
+        norm[i] = length(row, dim, z.stride());
         const float inverse = static_cast<float>(1 / std::max(norm[i], kEps));
         for (int64_t d = 0; d < dim; ++d) row[d] *= inverse;
       }
     });
+    finite = std::all_of(norm.begin(), norm.end(), [](double length) { return std::isfinite(length); });
   }
 
   int64_t positive(int64_t i) const { return i < n ? i + n : i - n; }
-  const float* row(int64_t i) const { return z.data() + i * dim; }
+  float positive_cosine(int64_t i) const { return dot_rows(z.row(i), z.row(positive(i)), z.stride()); }
 
+  // Row i's pairs with itself and with its positive are of one group: i mod n.
   Contrast problem(float scale, bool bf16_products) const {
-    return {z.data(), nullptr, 2 * n, 2 * n, dim, scale, nullptr, nullptr, bf16_products};
+    return {&z, nullptr, scale, std::fabs(scale), bf16_products, n, nullptr, nullptr};
   }
 };
 
-double dot(const float* a, const float* b, int64_t dim) {
-  double sum = 0;
-  for (int64_t d = 0; d < dim; ++d) sum += double(a[d]) * b[d];
-  return sum;
-}
+void fill_nan(float* values, int64_t count) { std::fill_n(values, count, std::numeric_limits<float>::quiet_NaN()); }
 
 }  // namespace
 
 void ntxent_forward(const NtxentForward& p) {
   const UnitRows rows(p.z0, p.z1, p.type, p.n, p.dim);
-  contrast_forward(rows.problem(p.scale, p.bf16_products), {p.lse, nullptr});
-  parallel_for(2 * p.n, kGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      p.losses[i] = static_cast<float>(p.lse[i] - p.scale * dot(rows.row(i), rows.row(rows.positive(i)), p.dim));
+  if (!rows.finite || !std::isfinite(p.scale)) return fill_nan(p.losses, 2 * p.n);
+  std::vector<double> negatives(2 * p.n);
+  contrast_forward(rows.problem(p.scale, p.bf16_products), {negatives.data(), nullptr});
+  parallel_for(p.n, grain_of(2 * p.dim), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const double positive = double(p.scale) * rows.positive_cosine(i);
+      for (int64_t row : {i, i + p.n}) {
+        const double margin = negatives[row] - positive;
+        p.losses[row] = static_cast<float>(std::max(margin, 0.0) + std::log1p(std::exp(-std::fabs(margin))));
+      }
+    }
   });
 }
 
 void ntxent_backward(const NtxentBackward& p) {
+  const int64_t count = 2 * p.n;
   const UnitRows rows(p.z0, p.z1, p.type, p.n, p.dim);
-  std::vector<float> grad(2 * p.n * p.dim);
+  std::vector<float> lse(count), pull(count);
+  bool finite = rows.finite && std::isfinite(p.scale);
+  for (int64_t i = 0; i < p.n; ++i) {
+    const double positive = double(p.scale) * rows.positive_cosine(i);
+    double sum = 0;  // of grad (p_positive - 1) over the pair's two rows
+    for (int64_t row : {i, i + p.n}) {
+      lse[row] = static_cast<float>(positive + p.losses[row]);
+      sum += p.grad_losses[row] * std::expm1(-double(p.losses[row]));
+      finite = finite && std::isfinite(p.grad_losses[row]);
+    }
+    pull[i] = pull[i + p.n] = static_cast<float>(p.scale * sum);
+  }
+  if (!finite) {
+    std::vector<float> row(p.dim);
+    fill_nan(row.data(), p.dim);
+    for (int64_t i = 0; i < count; ++i) store_floats(row.data(), p.dim, p.type, i * p.dim, p.grad_z);
+    return fill_nan(p.grad_scale, 1);
+  }
+
+  // The kernels can write where the result belongs if neither its type nor its shape is in the way.
+  const bool in_place = p.type == FloatType::kFloat32 && !rows.z.is_padded();
+  std::optional<PaddedRows> buffer;
+  if (!in_place) buffer.emplace(count, p.dim);
+  float* grad = in_place ? static_cast<float*>(p.grad_z) : buffer->row(0);
   contrast_backward(rows.problem(p.scale, p.bf16_products),
-                    {p.lse, p.grad_losses, nullptr, nullptr, grad.data(), nullptr});
-  std::vector<double> along(2 * p.n);  // of each row's gradient, its part along the row
-  parallel_for(2 * p.n, kGrain, [&](int64_t begin, int64_t end) {
+                    {lse.data(), p.grad_losses, nullptr, nullptr, grad, nullptr});
+
+  std::vector<float> along(count);  // of each row's gradient, its part along the row
+  parallel_for(count, grain_of(2 * p.dim), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t other = rows.positive(i);
-      const float pull = p.scale * (p.grad_losses[i] + p.grad_losses[other]);
-      const float* z = rows.row(i);
-      float* g = grad.data() + i * p.dim;
-      for (int64_t d = 0; d < p.dim; ++d) g[d] -= pull * rows.row(other)[d];
-      along[i] = dot(z, g, p.dim);
+      const float* z = rows.z.row(i);
+      const float* positive = rows.z.row(rows.positive(i));
+      float* g = grad + i * rows.z.stride();
+      for (int64_t d = 0; d < p.dim; ++d) g[d] += pull[i] * positive[d];
+      along[i] = dot_rows(z, g, rows.z.stride());
+      // Only the part across the row changes its direction; a row of zeros has none.
       const double norm = rows.norm[i];
-      const double tangent = norm > kEps ? along[i] : 0, inverse = norm == 0 ? 0 : 1 / std::max(norm, kEps);
-      for (int64_t d = 0; d < p.dim; ++d) g[d] = static_cast<float>((g[d] - tangent * z[d]) * inverse);
-      store_floats(g, p.dim, p.type, (i < p.n ? i : i - p.n) * p.dim, i < p.n ? p.grad_z0 : p.grad_z1);
+      const float inverse = static_cast<float>(norm == 0 ? 0 : 1 / std::max(norm, kEps));
+      const float tangent = norm > kEps ? along[i] : 0;
+      for (int64_t d = 0; d < p.dim; ++d) g[d] = (g[d] - tangent * z[d]) * inverse;
+      if (!in_place) store_floats(g, p.dim, p.type, i * p.dim, p.grad_z);
     }
   });
   double sum = 0;
-  for (double part : along) sum += part;
-  // The loss depends on scale <z_i, z_j> alone, so d/dscale is half of d/dlog|z| summed over the rows, over scale.
+  for (float part : along) sum += part;
+  // The loss depends on scale <z_i, z_j> alone: d/dscale is half of the sum of d/dlog|z_i|, over scale.
   *p.grad_scale = static_cast<float>(sum / (2.0 * p.scale));
 }
 

@@ -4,5 +4,15 @@ from fastcl.ops.int8_conv2d import int8_conv2d
 from fastcl.ops.int8_linear import int8_linear, int8_pack_weight
 from fastcl.ops.ntxent import ntxent
 from fastcl.ops.registry import BackendError, backends, use_backend
+from fastcl.ops.similarity_lse import similarity_lse
 
-__all__ = ["BackendError", "backends", "int8_conv2d", "int8_linear", "int8_pack_weight", "ntxent", "use_backend"]
+__all__ = [
+    "BackendError",
+    "backends",
+    "int8_conv2d",
+    "int8_linear",
+    "int8_pack_weight",
+    "ntxent",
+    "similarity_lse",
+    "use_backend",
+]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fastcl.ops.checks import check_precision, check_scale, check_views
 from fastcl.ops.registry import op, register
@@ -26,7 +27,7 @@ def ntxent(z0: Tensor, z1: Tensor, scale: float | Tensor, *, precision: str | No
         z1: embeddings of the second view, row i being the positive of ``z0``'s row i; shape and dtype of ``z0``.
         scale: 1 / temperature; a number, or a 0-d tensor that may require a gradient.
         precision: of the products of float32 inputs: ``"highest"`` or ``"high"`` (float32), ``"medium"`` (bfloat16 where
-            the processor has it); ``None`` follows :func:`torch.get_float32_matmul_precision`.
+            the processor multiplies those faster); ``None`` follows :func:`torch.get_float32_matmul_precision`.
 
     Returns:
         Losses [2N], float32 (float64 for float64 inputs): first the rows of ``z0``, then those of ``z1``. A row of zeros
@@ -37,9 +38,8 @@ def ntxent(z0: Tensor, z1: Tensor, scale: float | Tensor, *, precision: str | No
         ValueError: for shapes that do not fit.
     """
     check_views("ntxent", z0, z1)
-    precision = check_precision("ntxent", precision)
-    losses, _ = op("ntxent", z0)(z0, z1, check_scale("ntxent", scale, z0), precision)
-    return losses  # type: ignore[no-any-return]
+    losses: Tensor = op("ntxent", z0)(z0, z1, check_scale("ntxent", scale, z0), check_precision("ntxent", precision))
+    return losses
 
 
 def _normalized(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,61 +50,56 @@ def _normalized(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
     return z / norm, norm
 
 
-def _similarities(z: Tensor, scale: Tensor) -> Tensor:
-    """Scaled similarities [2N, 2N]; a view is not its own negative."""
-    return (scale * (z @ z.T)).fill_diagonal_(float("-inf"))
+def _similarities(z: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Scaled similarities: to the negatives, [2N, 2N] with -inf for a row's own and its positive; to the positive, [2N]."""
+    n = len(z) // 2
+    sample = torch.arange(2 * n, device=z.device) % n
+    negative = (scale * (z @ z.T)).masked_fill(sample[:, None] == sample, float("-inf"))
+    return negative, scale * (z * z.roll(n, 0)).sum(dim=1)
 
 
-def _ntxent_reference(z0: Tensor, z1: Tensor, scale: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+def _ntxent_reference(z0: Tensor, z1: Tensor, scale: Tensor, precision: str) -> Tensor:
     z, _ = _normalized(z0, z1)
-    s = _similarities(z, scale)
-    lse = s.logsumexp(dim=1)
-    rows = torch.arange(len(z), device=z.device)
-    return lse - s[rows, rows.roll(len(z0))], lse
+    negative, positive = _similarities(z, scale)
+    # log(e^positive + Σ e^negative) - positive, exact where it is small.
+    return functional.softplus(negative.logsumexp(dim=1) - positive)
 
 
 def _ntxent_backward_reference(
-    grad_losses: Tensor, z0: Tensor, z1: Tensor, scale: Tensor, lse: Tensor, precision: str
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad_losses: Tensor, z0: Tensor, z1: Tensor, scale: Tensor, losses: Tensor, precision: str
+) -> tuple[Tensor, Tensor]:
     z, norm = _normalized(z0, z1)
-    grad_s = (_similarities(z, scale) - lse[:, None]).exp()
-    rows = torch.arange(len(z), device=z.device)
-    grad_s[rows, rows.roll(len(z0))] -= 1
-    grad_s *= grad_losses[:, None]
-    pull = (grad_s + grad_s.T) @ z
+    n = len(z0)
+    negative, positive = _similarities(z, scale)
+    grad_negative = grad_losses[:, None] * (negative - (positive + losses)[:, None]).exp()
+    grad_positive = grad_losses * (-losses).expm1()  # softmax - 1
+    pull = (grad_negative + grad_negative.T) @ z + (grad_positive + grad_positive.roll(n))[:, None] * z.roll(n, 0)
     along = (z * pull).sum(dim=1, keepdim=True)
     grad_scale = along.sum() / 2  # = Σ_ij grad_s_ij z_i z_j
-    grad_z, along = scale * pull, scale * along  # the part of each row along z does not change its direction
-    grad = torch.where(norm > _EPS, grad_z - z * along, grad_z * (z != 0).any(dim=1, keepdim=True)) / norm
-    grad_z0, grad_z1 = grad.to(z0.dtype).chunk(2)
-    return grad_z0.clone(), grad_z1.clone(), grad_scale.to(scale.dtype)
+    # The part of each row along z does not change its direction; a row of zeros has none.
+    grad = torch.where(norm > _EPS, pull - z * along, pull * (z != 0).any(dim=1, keepdim=True)) * scale / norm
+    return grad.to(z0.dtype).reshape(2, *z0.shape), grad_scale.to(scale.dtype)
 
 
-def _ntxent_fake(z0: Tensor, z1: Tensor, scale: Tensor, precision: str) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if z0.dtype == torch.float64 else torch.float32
-    return z0.new_empty(2 * z0.shape[0], dtype=dtype), z0.new_empty(2 * z0.shape[0], dtype=dtype)
+def _ntxent_fake(z0: Tensor, z1: Tensor, scale: Tensor, precision: str) -> Tensor:
+    return z0.new_empty(2 * z0.shape[0], dtype=torch.float64 if z0.dtype == torch.float64 else torch.float32)
 
 
 def _ntxent_backward_fake(
-    grad_losses: Tensor, z0: Tensor, z1: Tensor, scale: Tensor, lse: Tensor, precision: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        torch.empty_like(z0, memory_format=torch.contiguous_format),
-        torch.empty_like(z1, memory_format=torch.contiguous_format),
-        torch.empty_like(scale),
-    )
+    grad_losses: Tensor, z0: Tensor, z1: Tensor, scale: Tensor, losses: Tensor, precision: str
+) -> tuple[Tensor, Tensor]:
+    return z0.new_empty(2, *z0.shape), torch.empty_like(scale)
 
 
 def _autograd(ops: Any) -> tuple[Any, Any]:
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         z0, z1, scale, ctx.precision = inputs
-        _, lse = output
-        ctx.save_for_backward(z0, z1, scale, lse)
-        ctx.mark_non_differentiable(lse)
+        ctx.save_for_backward(z0, z1, scale, output)
 
-    def backward(ctx: Any, grad_losses: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        z0, z1, scale, lse = ctx.saved_tensors
-        return (*ops.ntxent_backward(grad_losses, z0, z1, scale, lse, ctx.precision), None)
+    def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        z0, z1, scale, losses = ctx.saved_tensors
+        grad_z, grad_scale = ops.ntxent_backward(grad_losses, z0, z1, scale, losses, ctx.precision)
+        return grad_z[0], grad_z[1], grad_scale, None
 
     return setup_context, backward
 

@@ -11,12 +11,13 @@ SCHEMAS: dict[str, str] = {
     ),
     "similarity_lse_backward": (
         "(Tensor grad_row, Tensor grad_col, Tensor q, Tensor? k, Tensor scale, Tensor? q_group, Tensor? k_group,"
-        " Tensor row_lse, Tensor col_lse, bool need_q, bool need_k, str precision) -> (Tensor grad_q, Tensor grad_k)"
+        " Tensor row_lse, Tensor col_lse, bool need_q, bool need_k, str precision)"
+        " -> (Tensor grad_q, Tensor grad_k, Tensor grad_scale)"
     ),
-    "ntxent": "(Tensor z0, Tensor z1, Tensor scale, str precision) -> (Tensor losses, Tensor lse)",
+    "ntxent": "(Tensor z0, Tensor z1, Tensor scale, str precision) -> Tensor",
     "ntxent_backward": (
-        "(Tensor grad_losses, Tensor z0, Tensor z1, Tensor scale, Tensor lse, str precision)"
-        " -> (Tensor grad_z0, Tensor grad_z1, Tensor grad_scale)"
+        "(Tensor grad_losses, Tensor z0, Tensor z1, Tensor scale, Tensor losses, str precision)"
+        " -> (Tensor grad_z, Tensor grad_scale)"
     ),
     "int8_pack_weight": "(Tensor weight, str kernel) -> Tensor",
     "int8_linear": (

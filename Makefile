@@ -1,0 +1,62 @@
+# `make demo` and `make test` set up all they need in .venv, from Python and (for the native kernels) a C++ compiler.
+PYTHON ?= python3
+VENV ?= .venv
+# Any torch from 2.13 on will do; torchvision is needed by the tests of parity with it alone.
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: help demo test bench lint format docs info clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	$(PIP) 'setuptools>=77' wheel ninja
+	@touch $@
+
+# The package, editable, with its native kernels; again whenever their sources change.
+$(VENV)/.fastcl: $(VENV)/.torch pyproject.toml setup.py $(CSRC)
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --editable '.[run]'
+	@$(BIN)/fastcl info
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.fastcl
+	$(PIP) --no-build-isolation --editable '.[run,test]'
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.torch pyproject.toml
+	$(PIP) clang-format==23.1.5 mypy==2.4.1 ruff==0.17.6
+	@touch $@
+
+demo: $(VENV)/.fastcl  ## learn handwritten digits without labels, shrink the encoder, write runs/demo/report.html
+	$(BIN)/fastcl run --data digits --out runs/demo --overwrite
+
+test: $(VENV)/.test  ## all tests
+	$(BIN)/python -m pytest -q
+
+bench: $(VENV)/.test  ## the benchmarks, beside the peers that are installed (pip install '.[peers]')
+	$(BIN)/python -m pytest -q bench --benchmark-sort=fullname
+
+lint: $(VENV)/.lint $(VENV)/.test  ## style and types
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CSRC)
+	$(BIN)/mypy
+
+format: $(VENV)/.lint  ## put every file into shape
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CSRC)
+
+docs: $(VENV)/.fastcl  ## the documentation, in site/
+	$(PIP) 'mkdocs-material>=9.5' 'mkdocstrings[python]>=0.26'
+	$(BIN)/mkdocs build --strict
+
+info: $(VENV)/.fastcl  ## what is installed and which backend runs what
+	$(BIN)/fastcl info
+
+clean:  ## remove what was built, and .venv
+	rm -rf $(VENV) build site fastcl/_C*.so *.egg-info

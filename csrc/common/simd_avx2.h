@@ -1,0 +1,63 @@
+// Eight lanes: AVX2 with FMA. To be included inside FASTCL_AVX2_BEGIN.
+#pragma once
+
+#include "common/simd.h"
+
+namespace fastcl {
+
+struct Avx2 {
+  static constexpr int kLanes = 8;
+  using F = __m256;
+
+  static FASTCL_INLINE F load(const float* p) { return _mm256_loadu_ps(p); }
+  static FASTCL_INLINE void store(float* p, F value) { _mm256_storeu_ps(p, value); }
+  static FASTCL_INLINE F set(float value) { return _mm256_set1_ps(value); }
+  static FASTCL_INLINE F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static FASTCL_INLINE F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  static FASTCL_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static FASTCL_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static FASTCL_INLINE F max(F a, F b) { return _mm256_max_ps(a, b); }
+  static FASTCL_INLINE F select(uint32_t bits, F value, F other) {
+    const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i keep = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(bits)), lane), lane);
+    return _mm256_blendv_ps(other, value, _mm256_castsi256_ps(keep));
+  }
+  static FASTCL_INLINE uint32_t equal_bits(int32_t value, const int32_t* p) {
+    const __m256i lanes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(lanes, _mm256_set1_epi32(value)))));
+  }
+  static FASTCL_INLINE F exp2(F x) {
+    const F magic = set(kRoundMagic), rounded = add(x, magic), f = sub(x, sub(rounded, magic));
+    F p = set(kExp2Coefficients[0]);
+    FASTCL_UNROLL for (int i = 1; i < 6; ++i) p = fma(p, f, set(kExp2Coefficients[i]));
+    const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(rounded), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
+  }
+  static FASTCL_INLINE void transpose(F (&rows)[kLanes]) {
+    F a[8], b[8];
+    FASTCL_UNROLL for (int i = 0; i < 8; i += 2) {
+      a[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+      a[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+    }
+    FASTCL_UNROLL for (int i = 0; i < 8; i += 4) FASTCL_UNROLL for (int j = 0; j < 2; ++j) {
+      b[i + 2 * j] = _mm256_shuffle_ps(a[i + j], a[i + 2 + j], 0x44);
+      b[i + 2 * j + 1] = _mm256_shuffle_ps(a[i + j], a[i + 2 + j], 0xee);
+    }
+    FASTCL_UNROLL for (int c = 0; c < 4; ++c) {
+      rows[c] = _mm256_permute2f128_ps(b[c], b[4 + c], 0x20);
+      rows[4 + c] = _mm256_permute2f128_ps(b[c], b[4 + c], 0x31);
+    }
+  }
+  static FASTCL_INLINE float sum(F v) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
+  }
+  static FASTCL_INLINE float largest(F v) {
+    __m128 half = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_max_ss(half, _mm_shuffle_ps(half, half, 1)));
+  }
+};
+
+}  // namespace fastcl

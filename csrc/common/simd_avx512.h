@@ -1,0 +1,57 @@
+// Sixteen lanes: AVX-512. To be included inside FASTCL_AVX512_BEGIN.
+#pragma once
+
+#include "common/simd.h"
+
+namespace fastcl {
+
+struct Avx512 {
+  static constexpr int kLanes = 16;
+  using F = __m512;
+
+  static FASTCL_INLINE F load(const float* p) { return _mm512_loadu_ps(p); }
+  static FASTCL_INLINE void store(float* p, F value) { _mm512_storeu_ps(p, value); }
+  static FASTCL_INLINE F set(float value) { return _mm512_set1_ps(value); }
+  static FASTCL_INLINE F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static FASTCL_INLINE F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static FASTCL_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static FASTCL_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static FASTCL_INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static FASTCL_INLINE F select(uint32_t bits, F value, F other) {
+    return _mm512_mask_mov_ps(other, __mmask16(bits), value);
+  }
+  static FASTCL_INLINE uint32_t equal_bits(int32_t value, const int32_t* p) {
+    return _mm512_cmpeq_epi32_mask(_mm512_loadu_si512(p), _mm512_set1_epi32(value));
+  }
+  static FASTCL_INLINE F exp2(F x) {
+    const F magic = set(kRoundMagic), rounded = add(x, magic), f = sub(x, sub(rounded, magic));
+    F p = set(kExp2Coefficients[0]);
+    FASTCL_UNROLL for (int i = 1; i < 6; ++i) p = fma(p, f, set(kExp2Coefficients[i]));
+    const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(rounded), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), exponent));
+  }
+  static FASTCL_INLINE void transpose(F (&rows)[kLanes]) {
+    F a[16], b[16];
+    FASTCL_UNROLL for (int i = 0; i < 16; i += 2) {
+      a[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+      a[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+    }
+    FASTCL_UNROLL for (int i = 0; i < 16; i += 4) FASTCL_UNROLL for (int j = 0; j < 2; ++j) {
+      const __m512d x = _mm512_castps_pd(a[i + j]), y = _mm512_castps_pd(a[i + 2 + j]);
+      b[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y));
+      b[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
+    }
+    FASTCL_UNROLL for (int c = 0; c < 4; ++c) {
+      const F p = _mm512_shuffle_f32x4(b[c], b[4 + c], 0x88), q = _mm512_shuffle_f32x4(b[c], b[4 + c], 0xdd);
+      const F u = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0x88), v = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0xdd);
+      rows[c] = _mm512_shuffle_f32x4(p, u, 0x88);
+      rows[8 + c] = _mm512_shuffle_f32x4(p, u, 0xdd);
+      rows[4 + c] = _mm512_shuffle_f32x4(q, v, 0x88);
+      rows[12 + c] = _mm512_shuffle_f32x4(q, v, 0xdd);
+    }
+  }
+  static FASTCL_INLINE float sum(F v) { return _mm512_reduce_add_ps(v); }
+  static FASTCL_INLINE float largest(F v) { return _mm512_reduce_max_ps(v); }
+};
+
+}  // namespace fastcl

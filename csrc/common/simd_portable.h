@@ -1,0 +1,84 @@
+// Four lanes in plain C++: SSE2 or NEON where the compiler sees fit.
+#pragma once
+
+#include "common/simd.h"
+
+namespace fastcl {
+
+struct Portable {
+  static constexpr int kLanes = 4;
+#if defined(__GNUC__)
+  typedef float F __attribute__((vector_size(16)));
+#else
+  struct F {
+    float lane[4];
+    float& operator[](int i) { return lane[i]; }
+    float operator[](int i) const { return lane[i]; }
+    friend F operator+(F a, F b) { return each(a, b, [](float x, float y) { return x + y; }); }
+    friend F operator-(F a, F b) { return each(a, b, [](float x, float y) { return x - y; }); }
+    friend F operator*(F a, F b) { return each(a, b, [](float x, float y) { return x * y; }); }
+    template <class Op>
+    static F each(F a, F b, Op op) {
+      return {{op(a[0], b[0]), op(a[1], b[1]), op(a[2], b[2]), op(a[3], b[3])}};
+    }
+  };
+#endif
+
+  static FASTCL_INLINE F load(const float* p) {
+    F value;
+    std::memcpy(&value, p, sizeof value);
+    return value;
+  }
+  static FASTCL_INLINE void store(float* p, F value) { std::memcpy(p, &value, sizeof value); }
+  static FASTCL_INLINE F set(float value) { return F{value, value, value, value}; }
+  static FASTCL_INLINE F add(F a, F b) { return a + b; }
+  static FASTCL_INLINE F sub(F a, F b) { return a - b; }
+  static FASTCL_INLINE F mul(F a, F b) { return a * b; }
+  // Not fused: without the instruction, fmaf is a call.
+  static FASTCL_INLINE F fma(F a, F b, F c) { return a * b + c; }
+  static FASTCL_INLINE F max(F a, F b) {
+    F out;
+    for (int i = 0; i < kLanes; ++i) out[i] = a[i] > b[i] ? a[i] : b[i];
+    return out;
+  }
+  // Lanes whose bit is set, else those of `other`.
+  static FASTCL_INLINE F select(uint32_t bits, F value, F other) {
+    F out;
+    for (int i = 0; i < kLanes; ++i) out[i] = (bits >> i) & 1u ? value[i] : other[i];
+    return out;
+  }
+  static FASTCL_INLINE uint32_t equal_bits(int32_t value, const int32_t* p) {
+    uint32_t bits = 0;
+    for (int i = 0; i < kLanes; ++i) bits |= uint32_t(p[i] == value) << i;
+    return bits;
+  }
+  // 2^x for |x| <= 126.
+  static FASTCL_INLINE F exp2(F x) {
+    const F rounded = add(x, set(kRoundMagic));
+    const F f = sub(x, sub(rounded, set(kRoundMagic)));
+    F p = set(kExp2Coefficients[0]);
+    for (int i = 1; i < 6; ++i) p = fma(p, f, set(kExp2Coefficients[i]));
+    int32_t exponent[kLanes], value[kLanes];
+    std::memcpy(exponent, &rounded, sizeof exponent);
+    std::memcpy(value, &p, sizeof value);
+    for (int i = 0; i < kLanes; ++i) value[i] = int32_t(uint32_t(value[i]) + (uint32_t(exponent[i]) << 23));
+    std::memcpy(&p, value, sizeof value);
+    return p;
+  }
+  static FASTCL_INLINE void transpose(F (&rows)[kLanes]) {
+    for (int i = 0; i < kLanes; ++i)
+      for (int j = 0; j < i; ++j) {
+        const float swap = rows[i][j];
+        rows[i][j] = rows[j][i];
+        rows[j][i] = swap;
+      }
+  }
+  static FASTCL_INLINE float sum(F v) { return (v[0] + v[1]) + (v[2] + v[3]); }
+  static FASTCL_INLINE float largest(F v) {
+    float top = v[0];
+    for (int i = 1; i < kLanes; ++i) top = v[i] > top ? v[i] : top;
+    return top;
+  }
+};
+
+}  // namespace fastcl

@@ -1,0 +1,88 @@
+// The work on one tile of the similarity matrix, as templates over the vectors of an instruction set (V) and the
+// arithmetic of the products (Products). contrast_<isa>.cpp instantiate them; contrast_cpu.cpp calls them by the table
+// ContrastKernels and does all else: threads, order, memory.
+//
+// Operands are arrays of 32-bit words: one float, or two bfloat16 that are neighbours along the contraction axis.
+// The keys come as panels of `cols_step` columns, word-major and times scale * log2(e), so that a tile leaves the
+// micro-kernel in powers of two and exp is 2^x.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "common/simd.h"
+
+namespace fastcl {
+
+constexpr int kMaxTile = 256;  // rows and columns of a tile, at most
+constexpr int kSkew = 16;      // words between the rows of G beyond its width: a walk down a column spreads over L1 sets
+
+// Which pairs (i, j) are left out: those of one group.
+struct TileMask {
+  enum Kind { kNone, kPeriod, kGroups } kind;
+  int64_t period;            // kPeriod: i and j are of one group where i % period == j % period
+  const int32_t* row_group;  // kGroups: [rows of the tile]
+  const int32_t* col_group;  // kGroups: [cols of the tile, and up to a panel beyond]
+};
+
+struct Tile {
+  const float* a;  // rows, [rows, words]
+  const float* b;  // panels of the keys, [cols / cols_step, words, cols_step]
+  int words;       // along dim
+  int rows, cols;  // computed: multiples of rows_step and cols_step
+  int64_t i0, j0;  // of the tile's corner
+  int64_t live_rows, live_cols;  // of the whole matrix: what lies beyond is padding
+  TileMask mask;
+  // What follows is indexed from the tile's corner.
+  const float* row_reference;  // sum, safe: log2 of what each row's sum is relative to
+  const float* col_reference;
+  const float* row_weight;     // gradient: scale grad 2^-lse; safe: scale grad
+  const float* col_weight;
+  const float* row_lse;        // gradient, safe: log2 of each row's sum
+  const float* col_lse;
+  float* row_out;              // [rows], sum or maximum over the tile's columns
+  float* col_out;              // [cols]
+  float* g_rows;               // [rows, ld_rows] words, contraction along the columns
+  float* g_cols;               // bfloat16 only: [rows / 2, ld_cols] pairs of rows; else g_rows is read for both
+  int ld_rows, ld_cols;        // words
+};
+
+// out[rows, dim] += A B, with A read in place through two strides and B in panels of cols_step columns.
+struct Product {
+  const float* a;
+  ptrdiff_t row_stride, word_stride;  // words
+  const float* b;                     // [dim / cols_step][panel_stride]
+  ptrdiff_t panel_stride;             // words
+  int words;                          // along the contraction
+  float* out;
+  int64_t out_stride;
+  int rows;
+  int dim;
+};
+
+// One instruction set's kernels. `masked`: the tile holds padding or pairs that are left out; `columns`: sums over the
+// rows are wanted too; `safe`: exponents are taken relative to a reference, so that no logit is too large.
+struct ContrastKernels {
+  int rows_step, cols_step;
+  int pack;  // values in a word
+  void (*maxima)(const Tile& tile, bool masked, bool columns);
+  void (*sums)(const Tile& tile, bool masked, bool columns, bool safe);
+  void (*gradient)(const Tile& tile, bool masked, bool columns, bool safe);
+  void (*product)(const Product& product);
+  // Panel `panel` of the keys z [rows, dim], times `factor`.
+  void (*pack_panel)(const float* z, int64_t rows, int64_t dim, int64_t panel, float factor, float* out);
+  // Rows of z as words along dim; only where pack > 1.
+  void (*pack_words)(const float* z, int64_t rows, int64_t dim, float* out);
+  // `rows` rows of z as the B of a product: panels of cols_step columns of dim, contraction along the rows.
+  void (*pack_block)(const float* z, int rows, int64_t dim, ptrdiff_t panel_stride, float* out);
+  // <a, b> over dim, a multiple of cols_step.
+  float (*dot)(const float* a, const float* b, int64_t dim);
+};
+
+// Null where they were not compiled or this processor cannot run them.
+const ContrastKernels* contrast_kernels_portable();
+const ContrastKernels* contrast_kernels_avx2();
+const ContrastKernels* contrast_kernels_avx512();
+const ContrastKernels* contrast_kernels_avx512_bf16();
+
+}  // namespace fastcl

@@ -1,0 +1,275 @@
+// The templates behind ContrastKernels; see contrast_tiles.h. Included inside a target region.
+#pragma once
+
+#include <limits>
+
+#include "contrast/contrast_tiles.h"
+
+namespace fastcl {
+
+// Products of float32.
+template <class V>
+struct Float32Products {
+  static constexpr int kPack = 1;
+  static FASTCL_INLINE typename V::F multiply_add(typename V::F a, typename V::F b, typename V::F sum) {
+    return V::fma(a, b, sum);
+  }
+  static FASTCL_INLINE typename V::F words(const float* z, typename V::F factor) {
+    return V::mul(V::load(z), factor);
+  }
+  // Two rows of the contraction side by side; one is enough here.
+  static FASTCL_INLINE typename V::F rows(const float* z, int64_t) { return V::load(z); }
+};
+
+// kRows x kVectors accumulators: as many as hide the latency of a multiply-add and leave registers for the operands.
+template <class V, class Products, int kRows, int kVectors>
+struct ContrastTiles {
+  using F = typename V::F;
+  static constexpr int kLanes = V::kLanes;
+  static constexpr int kCols = kVectors * kLanes;
+  static constexpr int kPack = Products::kPack;
+  using Sums = F[kRows][kVectors];
+  static constexpr float kLeast = -126.f;  // smaller powers of two are flushed to this one
+  static constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+
+  // sums[r][:] += sum over words of a[r * row_stride + w * word_stride] * b[w * kCols + :]
+  static FASTCL_INLINE void multiply(const float* a, ptrdiff_t row_stride, ptrdiff_t word_stride, const float* b,
+                                     int words, Sums& sums) {
+    for (int w = 0; w < words; ++w) {
+      F columns[kVectors];
+      FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) columns[v] = V::load(b + v * kLanes);
+      FASTCL_UNROLL for (int r = 0; r < kRows; ++r) {
+        const F x = V::set(a[r * row_stride]);
+        FASTCL_UNROLL for (int v = 0; v < kVectors; ++v)
+          sums[r][v] = Products::multiply_add(x, columns[v], sums[r][v]);
+      }
+      a += word_stride;
+      b += kCols;
+    }
+  }
+
+  static FASTCL_INLINE void clear(Sums& sums) {
+    FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v)
+      sums[r][v] = V::set(0.f);
+  }
+
+  // 2^(x - reference), reference being an upper bound of x.
+  static FASTCL_INLINE F exp2_below(F x, F reference) {
+    return V::exp2(V::max(V::sub(x, reference), V::set(kLeast)));
+  }
+
+  // Bit l: the pair (i, j + l) counts.
+  static FASTCL_INLINE uint32_t kept(const Tile& t, int row, int col) {
+    const int64_t i = t.i0 + row, j = t.j0 + col;
+    const int64_t live = i < t.live_rows ? t.live_cols - j : 0;
+    uint32_t bits = live >= kLanes ? (1u << kLanes) - 1u : live > 0 ? (1u << live) - 1u : 0u;
+    if (t.mask.kind == TileMask::kGroups) return bits & ~V::equal_bits(t.mask.row_group[row], t.mask.col_group + col);
+    if (t.mask.kind == TileMask::kPeriod) {
+      // Of the numbers congruent to i, the first from j on, and those after it.
+      int64_t first = (i - j) % t.mask.period;
+      if (first < 0) first += t.mask.period;
+      for (; first < kLanes; first += t.mask.period) bits &= ~(1u << first);
+    }
+    return bits;
+  }
+
+  template <bool kMasked, bool kColumns>
+  static FASTCL_NOINLINE void maxima_tile(const Tile& t) {
+    alignas(64) float row_max[kMaxTile][kLanes];
+    for (int i = 0; i < t.rows; ++i) V::store(row_max[i], V::set(kMinusInfinity));
+    for (int col = 0; col < t.cols; col += kCols) {
+      F col_max[kVectors];
+      FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) col_max[v] = V::set(kMinusInfinity);
+      for (int row = 0; row < t.rows; row += kRows) {
+        Sums s;
+        clear(s);
+        multiply(t.a + ptrdiff_t(row) * t.words, t.words, 1, t.b + ptrdiff_t(col) * t.words, t.words, s);
+        FASTCL_UNROLL for (int r = 0; r < kRows; ++r) {
+          F top = V::load(row_max[row + r]);
+          FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
+            F x = s[r][v];
+            if constexpr (kMasked) x = V::select(kept(t, row + r, col + v * kLanes), x, V::set(kMinusInfinity));
+            top = V::max(top, x);
+            if constexpr (kColumns) col_max[v] = V::max(col_max[v], x);
+          }
+          V::store(row_max[row + r], top);
+        }
+      }
+      if constexpr (kColumns)
+        FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) V::store(t.col_out + col + v * kLanes, col_max[v]);
+    }
+    for (int i = 0; i < t.rows; ++i) t.row_out[i] = V::largest(V::load(row_max[i]));
+  }
+
+  template <bool kMasked, bool kColumns, bool kSafe>
+  static FASTCL_NOINLINE void sums_tile(const Tile& t) {
+    alignas(64) float row_sum[kMaxTile][kLanes];
+    for (int i = 0; i < t.rows; ++i) V::store(row_sum[i], V::set(0.f));
+    for (int col = 0; col < t.cols; col += kCols) {   // a panel of keys stays in L1 ...
+      alignas(64) float col_sum[kCols];
+      F col_reference[kVectors];
+      FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
+        if constexpr (kColumns) V::store(col_sum + v * kLanes, V::set(0.f));
+        if constexpr (kColumns && kSafe) col_reference[v] = V::load(t.col_reference + col + v * kLanes);
+      }
+      for (int row = 0; row < t.rows; row += kRows) {  // ... while the rows stream by
+        Sums s;
+        clear(s);
+        multiply(t.a + ptrdiff_t(row) * t.words, t.words, 1, t.b + ptrdiff_t(col) * t.words, t.words, s);
+        F col_add[kVectors];
+        FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) col_add[v] = V::set(0.f);
+        FASTCL_UNROLL for (int r = 0; r < kRows; ++r) {
+          F sum = V::load(row_sum[row + r]);
+          FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
+            const F x = s[r][v];
+            F by_row, by_col;
+            if constexpr (kSafe) {
+              by_row = exp2_below(x, V::set(t.row_reference[row + r]));
+              if constexpr (kColumns) by_col = exp2_below(x, col_reference[v]);
+            } else {
+              by_row = by_col = V::exp2(x);
+            }
+            if constexpr (kMasked) {
+              const uint32_t bits = kept(t, row + r, col + v * kLanes);
+              by_row = V::select(bits, by_row, V::set(0.f));
+              if constexpr (kColumns) by_col = V::select(bits, by_col, V::set(0.f));
+            }
+            sum = V::add(sum, by_row);
+            if constexpr (kColumns) col_add[v] = V::add(col_add[v], by_col);
+          }
+          V::store(row_sum[row + r], sum);
+        }
+        if constexpr (kColumns)
+          FASTCL_UNROLL for (int v = 0; v < kVectors; ++v)
+            V::store(col_sum + v * kLanes, V::add(V::load(col_sum + v * kLanes), col_add[v]));
+      }
+      if constexpr (kColumns)
+        FASTCL_UNROLL for (int v = 0; v < kVectors; ++v)
+          V::store(t.col_out + col + v * kLanes, V::load(col_sum + v * kLanes));
+    }
+    for (int i = 0; i < t.rows; ++i) t.row_out[i] = V::sum(V::load(row_sum[i]));
+  }
+
+  template <bool kMasked, bool kColumns, bool kSafe>
+  static FASTCL_NOINLINE void gradient_tile(const Tile& t) {
+    for (int col = 0; col < t.cols; col += kCols)
+      for (int row = 0; row < t.rows; row += kRows) {
+        Sums s;
+        clear(s);
+        multiply(t.a + ptrdiff_t(row) * t.words, t.words, 1, t.b + ptrdiff_t(col) * t.words, t.words, s);
+        F col_weight[kVectors], col_lse[kVectors];
+        FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
+          if constexpr (kColumns) col_weight[v] = V::load(t.col_weight + col + v * kLanes);
+          if constexpr (kColumns && kSafe) col_lse[v] = V::load(t.col_lse + col + v * kLanes);
+        }
+        FASTCL_UNROLL for (int r = 0; r < kRows; ++r) {
+          const F row_weight = V::set(t.row_weight[row + r]);
+          FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
+            const F x = s[r][v];
+            F g;
+            if constexpr (kSafe) {  // both powers are at most 1
+              g = V::mul(row_weight, exp2_below(x, V::set(t.row_lse[row + r])));
+              if constexpr (kColumns) g = V::fma(col_weight[v], exp2_below(x, col_lse[v]), g);
+            } else if constexpr (kColumns) {
+              g = V::mul(V::exp2(x), V::add(row_weight, col_weight[v]));
+            } else {
+              g = V::mul(V::exp2(x), row_weight);
+            }
+            if constexpr (kMasked) g = V::select(kept(t, row + r, col + v * kLanes), g, V::set(0.f));
+            s[r][v] = g;
+          }
+        }
+        if constexpr (kPack == 1) {
+          FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v)
+            V::store(t.g_rows + ptrdiff_t(row + r) * t.ld_rows + col + v * kLanes, s[r][v]);
+        } else {
+          FASTCL_UNROLL for (int r = 0; r < kRows; r += 2) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
+            Products::store_half(t.g_rows + ptrdiff_t(row + r) * t.ld_rows + (col + v * kLanes) / 2, s[r][v]);
+            Products::store_half(t.g_rows + ptrdiff_t(row + r + 1) * t.ld_rows + (col + v * kLanes) / 2, s[r + 1][v]);
+            V::store(t.g_cols + ptrdiff_t(row + r) / 2 * t.ld_cols + col + v * kLanes,
+                     Products::pair(s[r][v], s[r + 1][v]));
+          }
+        }
+      }
+  }
+
+  static FASTCL_NOINLINE void product(const Product& p) {
+    for (int panel = 0; panel < p.dim / kCols; ++panel)
+      for (int row = 0; row < p.rows; row += kRows) {
+        Sums sums;
+        clear(sums);
+        float* out = p.out + row * p.out_stride + panel * kCols;
+        // out comes from far away: ask for it now, add to it after the multiplication, and its latency is hidden.
+        FASTCL_UNROLL for (int r = 0; r < kRows; ++r)
+          for (int v = 0; v < kVectors; ++v) FASTCL_PREFETCH(out + r * p.out_stride + v * kLanes);
+        multiply(p.a + row * p.row_stride, p.row_stride, p.word_stride, p.b + panel * p.panel_stride, p.words, sums);
+        FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
+          float* at = out + r * p.out_stride + v * kLanes;
+          V::store(at, V::add(V::load(at), sums[r][v]));
+        }
+      }
+  }
+
+  static void pack_panel(const float* z, int64_t rows, int64_t dim, int64_t panel, float factor, float* out) {
+    const int64_t words = dim / kPack;
+    for (int v = 0; v < kVectors; ++v)
+      for (int64_t w = 0; w < words; w += kLanes) {
+        const int64_t first = panel * kCols + v * kLanes;
+        F block[kLanes];
+        FASTCL_UNROLL for (int r = 0; r < kLanes; ++r)
+          block[r] = first + r < rows ? Products::words(z + (first + r) * dim + w * kPack, V::set(factor)) : V::set(0.f);
+        V::transpose(block);
+        FASTCL_UNROLL for (int k = 0; k < kLanes; ++k) V::store(out + (w + k) * kCols + v * kLanes, block[k]);
+      }
+  }
+
+  static void pack_words(const float* z, int64_t rows, int64_t dim, float* out) {
+    for (int64_t at = 0; at < rows * dim; at += kPack * kLanes)
+      V::store(out + at / kPack, Products::words(z + at, V::set(1.f)));
+  }
+
+  static void pack_block(const float* z, int rows, int64_t dim, ptrdiff_t panel_stride, float* out) {
+    for (int row = 0; row < rows; row += kPack)
+      for (int64_t panel = 0; panel < dim / kCols; ++panel)
+        FASTCL_UNROLL for (int v = 0; v < kVectors; ++v)
+          V::store(out + panel * panel_stride + row / kPack * kCols + v * kLanes,
+                   Products::rows(z + row * dim + panel * kCols + v * kLanes, dim));
+  }
+
+  static float dot(const float* a, const float* b, int64_t dim) {
+    F sums[kVectors];
+    FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) sums[v] = V::set(0.f);
+    for (int64_t d = 0; d < dim; d += kCols)
+      FASTCL_UNROLL for (int v = 0; v < kVectors; ++v)
+        sums[v] = V::fma(V::load(a + d + v * kLanes), V::load(b + d + v * kLanes), sums[v]);
+    FASTCL_UNROLL for (int v = 1; v < kVectors; ++v) sums[0] = V::add(sums[0], sums[v]);
+    return V::sum(sums[0]);
+  }
+
+  static void maxima(const Tile& t, bool masked, bool columns) {
+    static constexpr void (*kVariants[2][2])(const Tile&) = {{maxima_tile<false, false>, maxima_tile<false, true>},
+                                                             {maxima_tile<true, false>, maxima_tile<true, true>}};
+    kVariants[masked][columns](t);
+  }
+  static void sums(const Tile& t, bool masked, bool columns, bool safe) {
+    static constexpr void (*kVariants[2][2][2])(const Tile&) = {
+        {{sums_tile<false, false, false>, sums_tile<false, false, true>},
+         {sums_tile<false, true, false>, sums_tile<false, true, true>}},
+        {{sums_tile<true, false, false>, sums_tile<true, false, true>},
+         {sums_tile<true, true, false>, sums_tile<true, true, true>}}};
+    kVariants[masked][columns][safe](t);
+  }
+  static void gradient(const Tile& t, bool masked, bool columns, bool safe) {
+    static constexpr void (*kVariants[2][2][2])(const Tile&) = {
+        {{gradient_tile<false, false, false>, gradient_tile<false, false, true>},
+         {gradient_tile<false, true, false>, gradient_tile<false, true, true>}},
+        {{gradient_tile<true, false, false>, gradient_tile<true, false, true>},
+         {gradient_tile<true, true, false>, gradient_tile<true, true, true>}}};
+    kVariants[masked][columns][safe](t);
+  }
+
+  static constexpr ContrastKernels kTable = {kRows,    kCols,   kPack,      maxima,     sums,
+                                             gradient, product, pack_panel, pack_words, pack_block, dot};
+};
+
+}  // namespace fastcl

@@ -1,0 +1,136 @@
+#include "similarity_lse/similarity_lse.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "common/parallel.h"
+#include "contrast/contrast.h"
+
+namespace fastcl {
+namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+double dot(const float* a, const float* b, int64_t dim) {
+  double sum = 0;
+  for (int64_t d = 0; d < dim; ++d) sum += double(a[d]) * b[d];
+  return sum;
+}
+
+// Numbers groups so that they fit 32 bits; equal groups, and only those, get equal numbers.
+class GroupNumbers {
+ public:
+  std::vector<int32_t> operator()(const int64_t* groups, int64_t count) {
+    std::vector<int32_t> out(count + kGroupPadding, -1);
+    for (int64_t i = 0; i < count; ++i)
+      out[i] = numbers_.try_emplace(groups[i], static_cast<int32_t>(numbers_.size())).first->second;
+    return out;
+  }
+
+ private:
+  std::unordered_map<int64_t, int32_t> numbers_;
+};
+
+PaddedRows padded_rows(const void* data, FloatType type, int64_t rows, int64_t dim) {
+  PaddedRows out(rows, dim);
+  parallel_for(rows, grain_of(dim), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) load_floats(data, type, i * dim, dim, out.row(i));
+  });
+  return out;
+}
+
+// The length of the longest row; NaN or infinite if any element is.
+double largest_norm(const PaddedRows& rows) {
+  double largest = 0;
+  for (int64_t i = 0; i < rows.count(); ++i) {
+    const double square = dot(rows.row(i), rows.row(i), rows.dim());
+    if (!(square <= largest)) largest = square;
+    if (std::isnan(square)) return square;
+  }
+  return std::sqrt(largest);
+}
+
+// The problem as the tile passes take it.
+struct Prepared {
+  PaddedRows q;
+  std::optional<PaddedRows> k;
+  std::vector<int32_t> q_group, k_group;
+  Contrast contrast;
+
+  explicit Prepared(const SimilarityLse& p) : q(padded_rows(p.q, p.type, p.rows, p.dim)) {
+    if (!p.symmetric) k.emplace(padded_rows(p.k, p.type, p.cols, p.dim));
+    if (p.grouped) {
+      GroupNumbers numbers;
+      q_group = numbers(p.q_group, p.rows);
+      if (!p.symmetric) k_group = numbers(p.k_group, p.cols);
+    }
+    const double bound = std::fabs(double(p.scale)) * largest_norm(q) * (k ? largest_norm(*k) : largest_norm(q));
+    contrast = {&q,
+                k ? &*k : nullptr,
+                p.scale,
+                static_cast<float>(bound),
+                p.bf16_products,
+                p.symmetric && !p.grouped ? p.rows : 0,
+                p.grouped ? &q_group : nullptr,
+                p.symmetric ? &q_group : &k_group};
+  }
+
+  bool finite() const { return std::isfinite(contrast.largest_logit); }
+};
+
+void store_rows(const PaddedRows& rows, FloatType type, void* out) {
+  parallel_for(rows.count(), grain_of(rows.dim()), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) store_floats(rows.row(i), rows.dim(), type, i * rows.dim(), out);
+  });
+}
+
+void fill_nan(FloatType type, int64_t count, void* out) {
+  for (int64_t i = 0; i < count; ++i) store_floats(&kNan, 1, type, i, out);
+}
+
+}  // namespace
+
+void similarity_lse_forward(const SimilarityLse& p, const SimilarityLseForward& out) {
+  const Prepared prepared(p);
+  if (!prepared.finite()) {
+    std::fill_n(out.row_lse, p.rows, kNan);
+    if (out.col_lse) std::fill_n(out.col_lse, p.cols, kNan);
+    return;
+  }
+  std::vector<double> row_lse(p.rows), col_lse(out.col_lse ? p.cols : 0);
+  contrast_forward(prepared.contrast, {row_lse.data(), out.col_lse ? col_lse.data() : nullptr});
+  std::copy(row_lse.begin(), row_lse.end(), out.row_lse);
+  std::copy(col_lse.begin(), col_lse.end(), out.col_lse);
+}
+
+void similarity_lse_backward(const SimilarityLse& p, const SimilarityLseBackward& out) {
+  const Prepared prepared(p);
+  const auto finite = [](const float* values, int64_t count) {
+    return !values || std::all_of(values, values + count, [](float value) { return std::isfinite(value); });
+  };
+  if (!prepared.finite() || !finite(out.grad_row, p.rows) || !finite(out.grad_col, p.cols)) {
+    if (out.grad_q) fill_nan(p.type, p.rows * p.dim, out.grad_q);
+    if (out.grad_k) fill_nan(p.type, p.cols * p.dim, out.grad_k);
+    *out.grad_scale = kNan;
+    return;
+  }
+  std::optional<PaddedRows> grad_q, grad_k;
+  if (out.grad_q) grad_q.emplace(p.rows, p.dim);
+  if (out.grad_k) grad_k.emplace(p.cols, p.dim);
+  contrast_backward(prepared.contrast, {out.row_lse, out.grad_row, out.col_lse, out.grad_col,
+                                        grad_q ? grad_q->row(0) : nullptr, grad_k ? grad_k->row(0) : nullptr});
+  double sum = 0;
+  if (grad_q) {
+    // s depends on scale q alone: scale d/dscale = sum of <q_i, d/dq_i>; where k is q, that counts each pair twice.
+    for (int64_t i = 0; i < p.rows; ++i) sum += dot(prepared.q.row(i), grad_q->row(i), p.dim);
+    store_rows(*grad_q, p.type, out.grad_q);
+  }
+  if (grad_k) store_rows(*grad_k, p.type, out.grad_k);
+  *out.grad_scale = static_cast<float>(sum / ((p.symmetric ? 2.0 : 1.0) * p.scale));
+}
+
+}  // namespace fastcl
