@@ -15,7 +15,6 @@ namespace {
 constexpr float kLuma[] = {0.2989f, 0.587f, 0.114f};
 
 // ------------------------------------------------------------------------------------------------------ rows
-
 // What is done to every pixel, a row at a time: plain loops over contiguous floats.
 
 // out = weight0 * in0 + weight1 * in1, added to what is there or not
