@@ -23,6 +23,14 @@ SCHEMAS: dict[str, str] = {
     "int8_linear": (
         "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? packed, str activation) -> Tensor"
     ),
+    "augment_sample": (
+        "(Tensor recipe, Tensor index, SymInt seed, SymInt epoch, SymInt view, SymInt height, SymInt width,"
+        " SymInt out_height, SymInt out_width) -> Tensor"
+    ),
+    "augment_apply": (
+        "(Tensor images, Tensor params, SymInt height, SymInt width, str interpolation, float[] fill, float[] mean,"
+        " float[] std, ScalarType dtype) -> Tensor"
+    ),
     "int8_conv2d": (
         "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? packed, int[] stride, int[] padding,"
         " int[] dilation, str activation) -> Tensor"
