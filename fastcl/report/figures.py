@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastcl.data import Dataset
 from fastcl.errors import run_extra
+from fastcl.evaluate import nearest
 from fastcl.transforms import Compose
 
 with run_extra():
@@ -147,21 +148,24 @@ def embedding_map(embeddings: Tensor, labels: Tensor | None, classes: tuple[str,
     return png(figure)
 
 
-def neighbors(data: Dataset, nearest: Tensor, queries: int = 8) -> str:
+def neighbors(data: Dataset, train_embeddings: Tensor, test_embeddings: Tensor, queries: int = 8, k: int = 8) -> str:
     """A few held-out images and the training images nearest to each.
 
     Args:
         data: the images.
-        nearest: rows of the training images, int64 [test images, k], nearest first.
+        train_embeddings: of the training images, [N, dim].
+        test_embeddings: of the held-out images, [M, dim].
         queries: held-out images shown.
+        k: training images shown for each.
     """
     chosen = _one_of_each(data.test_labels, len(data.test), queries)
-    train, test, k = data.train_images, data.test_images, nearest.shape[1]
+    train, test = data.train_images, data.test_images
+    found = nearest(train_embeddings, test_embeddings[chosen], k)
+    k = found.shape[1]
     rows, frames = [], []
-    for query in chosen:
-        found = nearest[query].tolist()
-        rows.append([test[query], *(train[row] for row in found)])
-        frames.append([None, *(_agreement(data, query, row) for row in found)])
+    for query, neighbors_of_it in zip(chosen, found.tolist(), strict=True):
+        rows.append([test[query], *(train[row] for row in neighbors_of_it)])
+        frames.append([None, *(_agreement(data, query, row) for row in neighbors_of_it)])
     figure = Figure(figsize=(0.72 * (k + 1), 0.72 * len(chosen)))
     axes = _plain(figure.subplots(), ticks=False)
     mosaic = _mosaic(rows, frames)
