@@ -193,14 +193,18 @@ def _one_of_each(labels: Tensor | None, count: int, wanted: int) -> list[int]:
 
 def confusion_matrix(labels: Array, predicted: Array, classes: tuple[str, ...]) -> str:
     """How many held-out images of each class (rows) the linear probe took for each class (columns)."""
+    with run_extra():
+        from matplotlib.colors import to_rgb
     size = len(classes)
     counts = np.zeros((size, size), dtype=np.int64)
     np.add.at(counts, (labels, predicted), 1)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
     figure = Figure(figsize=(max(3.4, 0.42 * size + 1), max(3.2, 0.42 * size + 0.8)))
     axes = _plain(figure.subplots(), ticks=False)
-    # The square root shows rare mistakes.
-    axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
+    cells = np.empty((size, size, 4))
+    cells[..., :3] = to_rgb(_BLUE)
+    cells[..., 3] = np.sqrt(shares)  # the root shows rare mistakes
+    axes.imshow(cells)
     names = [name if len(name) <= 12 else name[:11] + "…" for name in classes]
     upright = max(map(len, names)) <= 2
     axes.set_xticks(range(size), names, fontsize=8)
@@ -211,7 +215,7 @@ def confusion_matrix(labels: Array, predicted: Array, classes: tuple[str, ...]) 
     axes.set_yticks(range(size), names, fontsize=8)
     if size <= 25:
         for row, column in zip(*counts.nonzero(), strict=True):
-            color = "white" if shares[row, column] > 0.3 else "#20252b"
+            color = "white" if shares[row, column] > 0.3 else _GREY
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=color)
     axes.set_xlabel("recognised as", fontsize=8)
     axes.set_ylabel("shows", fontsize=8)
