@@ -1,5 +1,7 @@
 """Images/s of whole pipelines, drawing included: fastcl, its reference, and peers that draw for each image.
 
+All run on one thread, as in a DataLoader's worker, but "fastcl_all_threads". Every call gives a new tensor.
+
 a: 256 x 32x32x3 -> 32, SimCLR     b: 256 x 28x28x1 -> 28, crop, flip, rotation     c: 64 x 256x256x3 -> 224, SimCLR
 """
 
@@ -77,6 +79,7 @@ def of_kornia(load: Callable[[str], ModuleType], images: Tensor, out: int, taps:
 
 IMPLEMENTATIONS = {
     "fastcl": (of_fastcl, "native"),
+    "fastcl_all_threads": (of_fastcl, "native"),
     "fastcl_reference": (of_fastcl, "reference"),
     "torchvision": (of_torchvision, "auto"),
     "lightly": (of_lightly, "auto"),
@@ -84,9 +87,17 @@ IMPLEMENTATIONS = {
 }
 
 
+@pytest.fixture
+def threads():
+    """As many as torch was started with, and again after the bench."""
+    count = torch.get_num_threads()
+    yield count
+    torch.set_num_threads(count)
+
+
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 @pytest.mark.parametrize("workload", WORKLOADS)
-def test_augment(benchmark, peer, workload, name):
+def test_augment(benchmark, peer, threads, workload, name):
     n, channels, side, out, taps = WORKLOADS[workload]
     make, backend = IMPLEMENTATIONS[name]
     if backend == "native" and fastcl.backends()["augment_apply"]["cpu"] != "native":
@@ -94,6 +105,8 @@ def test_augment(benchmark, peer, workload, name):
     torch.manual_seed(0)
     run = make(peer, pictures(n, channels, side), out, taps)
     benchmark.group = f"augment {workload}"
+    torch.set_num_threads(threads if name == "fastcl_all_threads" else 1)
     with fastcl.use_backend(backend), torch.no_grad():
-        benchmark.pedantic(run, warmup_rounds=1, rounds=30 if name == "fastcl" else 3)
+        benchmark.pedantic(run, warmup_rounds=1, rounds=30 if backend == "native" else 3)
+    benchmark.extra_info["threads"] = torch.get_num_threads()
     benchmark.extra_info["images_per_second"] = round(n / benchmark.stats.stats.median)

@@ -137,6 +137,31 @@ FASTCL_MULTIVERSION void scale_copy(const float* in, float weight, int64_t n, fl
   for (int64_t i = 0; i < n; ++i) out[i] = weight * in[i];
 }
 
+// Where the pixels of the output's row `y` come from; all counted from the images' centres. In double and in the order
+// of the reference's operations, so that the nearest pixel is the reference's.
+FASTCL_MULTIVERSION void source_positions(const double* m, double left, double y, int64_t n, double middle_x,
+                                          double middle_y, double* __restrict source_x, double* __restrict source_y) {
+  const bool affine = m[6] == 0 && m[7] == 0 && m[8] == 1;  // a division by 1 changes no bit
+  for (int64_t i = 0; i < n; ++i) {
+    const double x = double(int32_t(i)) + left;
+    source_x[i] = m[0] * x + m[1] * y + m[2];
+    source_y[i] = m[3] * x + m[4] * y + m[5];
+  }
+  for (int64_t i = 0; i < n && !affine; ++i) {
+    const double depth = m[6] * (double(int32_t(i)) + left) + m[7] * y + m[8];
+    source_x[i] /= depth;
+    source_y[i] /= depth;
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    source_x[i] += middle_x;
+    source_y[i] += middle_y;
+  }
+}
+
+FASTCL_MULTIVERSION void round_to_even(double* v, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) v[i] = std::rint(v[i]);
+}
+
 // ---------------------------------------------------------------------------------------------------------------
 // tables
 
@@ -199,6 +224,7 @@ void gaussian_taps(int64_t radius, double sigma, std::vector<float>* half) {
 struct Scratch {
   std::vector<float> image, warped;  // [channels, out_height, out_width]
   std::vector<float> source_row;  // one output row before the horizontal pass: [channels, width] or [width, channels]
+  std::vector<double> position;   // of one output row's sources: x, then y
   std::vector<float> padded;      // one row with its reflected ends
   std::vector<float> line;        // one output row
   std::vector<float> half_x, half_y;
@@ -260,26 +286,26 @@ class View {
     return true;
   }
 
-  // Positions in double, so that the nearest pixel is the reference's; written so that NaN lies outside.
   void warp() {
     s_.warped.resize(s_.image.size());
+    s_.position.resize(size_t(2 * width_));
+    double *source_x = s_.position.data(), *source_y = source_x + width_;
     const double middle_x = double(width_ - 1) / 2, middle_y = double(height_ - 1) / 2;
     double m[9];
     std::copy(p_.map, p_.map + 9, m);
-    for (int64_t j = 0; j < height_; ++j)
-      for (int64_t i = 0; i < width_; ++i) {
-        const double x = double(i) - middle_x, y = double(j) - middle_y;
-        const double depth = m[6] * x + m[7] * y + m[8];
-        const double source_x = (m[0] * x + m[1] * y + m[2]) / depth + middle_x;
-        const double source_y = (m[3] * x + m[4] * y + m[5]) / depth + middle_y;
+    for (int64_t y = 0; y < height_; ++y) {
+      source_positions(m, -middle_x, double(y) - middle_y, width_, middle_x, middle_y, source_x, source_y);
+      if (a_.nearest) round_to_even(source_x, 2 * width_);
+      for (int64_t x = 0; x < width_; ++x)
         if (a_.nearest)
-          nearest_pixel(std::nearbyint(source_x), std::nearbyint(source_y), j * width_ + i);
+          nearest_pixel(source_x[x], source_y[x], y * width_ + x);
         else
-          bilinear_pixel(source_x, source_y, j * width_ + i);
-      }
+          bilinear_pixel(source_x[x], source_y[x], y * width_ + x);
+    }
     std::swap(s_.image, s_.warped);
   }
 
+  // Written so that NaN lies outside.
   bool inside(double x, double y) const {
     return x >= 0 && x <= double(width_ - 1) && y >= 0 && y <= double(height_ - 1);
   }
