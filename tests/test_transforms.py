@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import pickle
 
 import pytest
 import torch
@@ -94,6 +95,14 @@ class Samples(Dataset[Tensor]):
     def __getitem__(self, item: int) -> Tensor:
         ramp = torch.arange(400, dtype=torch.float32).reshape(1, 20, 20) / 400
         return self.transform(ramp, index=item if self.indexed else None)
+
+
+def test_a_copy_goes_on_alike():
+    """Pickled, as for the workers of a DataLoader that are started afresh."""
+    images, t = noise(4), T.SimCLRTransform(16, rr_prob=0.5, seed=1)
+    t(images)
+    copy = pickle.loads(pickle.dumps(t))
+    assert torch.equal(torch.cat(copy(images)), torch.cat(t(images)))
 
 
 def test_workers_draw_the_same_with_an_index_and_apart_without():

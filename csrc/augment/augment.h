@@ -1,7 +1,6 @@
 // Augmentation in two ops: a recipe and a sample number give one row of parameters, a row and an image give a view.
 //
-//   crop, antialiased resize, flips -> warp -> colour jitter in the row's order -> grayscale -> Gaussian blur ->
-//   normalise
+//   crop, antialiased resize, flips -> warp -> colour jitter in the row's order -> grayscale -> blur -> normalise
 //
 // A stage whose parameters say "identity" is skipped. Values stay float32 between the stages.
 #pragma once

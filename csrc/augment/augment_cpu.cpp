@@ -14,8 +14,8 @@ namespace {
 
 constexpr float kLuma[] = {0.2989f, 0.587f, 0.114f};
 
-// -----------------------------------------------------------------------------------------------------------------
-// rows What is done to every pixel, a row at a time: plain loops over contiguous floats.
+// ------------------------------------------------------------------------------------------------------ rows
+// What is done to every pixel, a row at a time: plain loops over contiguous floats.
 
 // out = weight0 * in0 + weight1 * in1, added to what is there or not
 template <class Pixel>
@@ -162,8 +162,7 @@ FASTCL_MULTIVERSION void round_to_even(double* v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) v[i] = std::rint(v[i]);
 }
 
-// ---------------------------------------------------------------------------------------------------------------
-// tables
+// ---------------------------------------------------------------------------------------------------- tables
 
 // Antialiased bilinear resampling along one axis, as torchvision and PIL: a triangle of half width max(in / out, 1).
 struct Axis {
@@ -217,8 +216,7 @@ void gaussian_taps(int64_t radius, double sigma, std::vector<float>* half) {
   for (int64_t d = 0; d <= radius && (d == 0 || tap(d) > 1e-9); ++d) half->push_back(float(tap(d) / sum));
 }
 
-// ---------------------------------------------------------------------------------------------------------------
-// stages
+// ---------------------------------------------------------------------------------------------------- stages
 
 // One thread's buffers: they grow to the largest image seen, so the steady state allocates nothing.
 struct Scratch {
@@ -231,6 +229,7 @@ struct Scratch {
   Axis axis_x, axis_y;
 };
 
+// One image on its way through the stages.
 class View {
  public:
   View(const AugmentApply& a, const AugmentParams& p, int64_t number, Scratch* s)

@@ -1,6 +1,5 @@
-// From a recipe to one row of parameters. The same expressions as in fastcl/ops/augment.py, and only operations that
-// are rounded correctly everywhere (+ - * / sqrt and rounding, in double, uncontracted), so that both give the same
-// bits.
+// From a recipe to one row of parameters: the same expressions as in fastcl/ops/augment.py, of operations that are
+// rounded correctly everywhere (+ - * / sqrt and rounding, in double, uncontracted), so that both give the same bits.
 #pragma once
 
 #include <cmath>

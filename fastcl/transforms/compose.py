@@ -71,7 +71,7 @@ class Pass:
     def recipe_tensor(self, number: int) -> Tensor:
         """The recipe of the pass of this number, float64 [len(RECIPE_NAMES)]."""
         values = {**IDENTITY_RECIPE, **self.recipe, "pass": float(number)}
-        return torch.tensor([values[name] for name in RECIPE_NAMES], dtype=torch.float64)
+        return torch.tensor([values[name] for name in RECIPE_NAMES], dtype=torch.float64, device="cpu")
 
     def output_size(self, size: Size) -> Size:
         """Height and width that come out where those of `size` go in."""
@@ -154,7 +154,7 @@ class Compose:
                     f"{type(transform).__qualname__}"
                 )
         self.transforms = list(transforms)
-        self.seed = int(torch.randint(2**63 - 1, ()).item()) if seed is None else int(seed)
+        self.seed = int(torch.randint(2**63 - 1, (), device="cpu").item()) if seed is None else int(seed)
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"Compose: seed must be in [-2^63, 2^63), got {seed}")
         self.passes: list[Pass] = [Pass()]
@@ -169,7 +169,9 @@ class Compose:
         self.param_names = tuple(
             f"pass{number}.{name}" if many else name for number in range(len(self.passes)) for name in PARAM_NAMES
         )
-        self._next = torch.zeros((), dtype=torch.int64)  # the sample number of the next image that comes without one
+        self._next = torch.zeros(
+            (), dtype=torch.int64, device="cpu"
+        )  # the sample number of the next image that comes without one
 
     def __repr__(self) -> str:
         lines = [
@@ -209,7 +211,9 @@ class Compose:
         Returns:
             float32 [n, len(param_names)].
         """
-        index = torch.arange(index) if isinstance(index, int) else torch.as_tensor(index, dtype=torch.int64)
+        index = (
+            torch.arange(index, device="cpu") if isinstance(index, int) else torch.as_tensor(index, dtype=torch.int64)
+        )
         return self._sample(index, (size[0], size[1]), self.seed, epoch, view)
 
     def apply(self, images: Any, params: Tensor, *, pictures: bool = False) -> Tensor:
@@ -268,7 +272,7 @@ class Compose:
             if len(numbers) != n:
                 raise ValueError(f"Compose: index must have one number for each of {n} images, got {len(numbers)}")
             return numbers, self.seed
-        numbers = (self._next + torch.arange(n)).to(device)
+        numbers = (self._next + torch.arange(n, device="cpu")).to(device)
         self._next += n
         # Each worker of a DataLoader has a copy of the counter; its own seed, new in every epoch, tells them apart.
         worker = None if torch.compiler.is_compiling() else get_worker_info()

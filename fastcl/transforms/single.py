@@ -88,10 +88,13 @@ class RandomResizedCrop(Transform):
         self.interpolation = _interpolation(owner, interpolation, ("bilinear",))
         self.antialias = _antialias(owner, antialias)
 
+    def _output_size(self, _: Size) -> Size:
+        return self.size
+
     def add_to(self, plan: Pass, p: float = 1.0) -> bool:
         """See :meth:`Transform.add_to`."""
         _always(self, p)
-        if not plan.take_crop(lambda _: self.size):
+        if not plan.take_crop(self._output_size):
             return False
         plan.recipe |= {
             "crop": float(CROPS.index("random")),
