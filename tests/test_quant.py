@@ -109,6 +109,21 @@ def test_linear_is_the_op_on_its_tensors(backend):
     assert torch.equal(layer(x), want)  # from the packed weight
 
 
+@pytest.mark.parametrize(
+    ("x", "kind", "message"),
+    [
+        (torch.ones(2, 5), ValueError, r"x must be \[..., 4\], got \[2, 5\]"),
+        (torch.ones(2, 4).int(), TypeError, "x must be float32, .* got torch.int32"),
+        (torch.tensor(1.0), ValueError, "x must be"),
+        (torch.ones(2, 4, device="meta"), ValueError, "on x's device meta, got cpu"),
+    ],
+    ids=["width", "dtype", "scalar", "device"],
+)
+def test_linear_refuses_inputs_that_do_not_fit(backend, x, kind, message):
+    with pytest.raises(kind, match=f"int8_linear: .*{message}"):
+        Int8Linear(4, 3)(x)
+
+
 def test_linear_has_linears_constructor():
     layer = Int8Linear(4, 3, False, "cpu", torch.bfloat16)
     assert layer.bias is None

@@ -7,8 +7,8 @@
 //
 //   if (cpu_has_avx512_vnni()) ...
 //
-// The environment variable FASTCL_CPU = portable | avx2 | avx512 sets an upper limit (for tests), and avx512_bf16 uses bfloat16
-// products even where they are the slower ones; it is read once.
+// The environment variable FASTCL_CPU = portable | avx2 | avx512 sets an upper limit (for tests), and avx512_bf16 uses
+// bfloat16 products even where they are the slower ones; it is read once.
 #pragma once
 
 #include <cstdlib>
@@ -17,15 +17,7 @@
 
 #if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
 #define FASTCL_X86_DISPATCH 1
-#if defined(__GNUC__) && !defined(__clang__)  // GCC warns of its own intrinsics' "undefined" operands (bug 105593)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
-#pragma GCC diagnostic pop
-#else
-#include <immintrin.h>
-#endif
 #else
 #define FASTCL_X86_DISPATCH 0
 #endif
@@ -44,8 +36,10 @@
 // One region for each of the questions below.
 #define FASTCL_AVX2_BEGIN FASTCL_TARGET_BEGIN("avx2,fma,f16c")
 #define FASTCL_AVX512_BEGIN FASTCL_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl" FASTCL_WIDE)
-#define FASTCL_AVX512_VNNI_BEGIN FASTCL_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni" FASTCL_WIDE)
-#define FASTCL_AVX512_BF16_BEGIN FASTCL_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16" FASTCL_WIDE)
+#define FASTCL_AVX512_VNNI_BEGIN \
+  FASTCL_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni" FASTCL_WIDE)
+#define FASTCL_AVX512_BF16_BEGIN \
+  FASTCL_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16" FASTCL_WIDE)
 #endif
 
 namespace fastcl {
@@ -104,8 +98,8 @@ inline bool cpu_has_avx512_vnni() {
   return has;
 }
 
-// The above (without VNNI) and vdpbf16ps, products of bfloat16, where they are faster than float32's: AMD's do twice the
-// flop, Intel's half (measured on a Xeon of model 207: 92 against 187 GFLOP/s a core).
+// The above (without VNNI) and vdpbf16ps, products of bfloat16, where they are faster than float32's: AMD's do twice
+// the flop, Intel's half (measured on a Xeon of model 207: 92 against 187 GFLOP/s a core).
 inline bool cpu_has_fast_bf16() {
   static const bool has = cpu_has_avx512() && __builtin_cpu_supports("avx512bf16") &&
                           (__builtin_cpu_is("amd") || cpu_limit() == CpuLevel::kAvx512Bf16);

@@ -7,12 +7,12 @@
 namespace fastcl {
 
 struct Int8Patches {
-  int64_t height, width, channels;          // of each image, [height, width, channels], contiguous
-  int64_t out_height, out_width;            // rows are numbered [batch, out_height, out_width]
-  int64_t kernel_height, kernel_width;      // a row is [kernel_height, kernel_width, channels]
+  int64_t height, width, channels;      // of each image, [height, width, channels], contiguous
+  int64_t out_height, out_width;        // rows are numbered [batch, out_height, out_width]
+  int64_t kernel_height, kernel_width;  // a row is [kernel_height, kernel_width, channels]
   int64_t stride_y, stride_x;
   int64_t dilation_y, dilation_x;
-  int64_t pad_top, pad_left;                // of zeros
+  int64_t pad_top, pad_left;  // of zeros
 };
 
 // Copies patch `row` of images whose values have value_bytes bytes.

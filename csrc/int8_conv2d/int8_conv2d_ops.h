@@ -8,8 +8,8 @@
 
 namespace fastcl {
 
-// From x [B, H, W, C], weight [N, kernel height, kernel width, C], stride and dilation (y, x), padding (left, right, top,
-// bottom).
+// From x [B, H, W, C], weight [N, kernel height, kernel width, C], stride and dilation (y, x), padding (left, right,
+// top, bottom).
 inline Int8Patches int8_patches(const Tensor& x, const Tensor& weight, const std::vector<int64_t>& stride,
                                 const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation) {
   constexpr const char* kOp = "int8_conv2d";

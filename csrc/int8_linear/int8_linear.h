@@ -51,15 +51,15 @@ struct Int8PackWeight {
   const int8_t* weight;  // [n, k], contiguous
   int64_t n;
   int64_t k;
-  uint8_t* packed;       // [int8_packed_bytes(n, k)], on a multiple of 64 bytes
+  uint8_t* packed;  // [int8_packed_bytes(n, k)], on a multiple of 64 bytes
 };
 
 struct Int8Patches;  // int8_conv2d.h
 
 struct Int8Linear {
-  const void* x;              // [m, k], of type `type`, contiguous
+  const void* x;               // [m, k], of type `type`, contiguous
   const Int8Patches* patches;  // null, or how the rows lie in x: then x is images
-  FloatType type;             // of x and y
+  FloatType type;              // of x and y
   int64_t m;
   int64_t k;
   int64_t n;
@@ -67,14 +67,14 @@ struct Int8Linear {
   const float* weight_scale;  // [n]
   const float* bias;          // [n], null: none
   Activation activation;
-  void* y;                    // [m, n]
+  void* y;  // [m, n]
 };
 
 // A kernel: its weight layout, and the product on it. All kernels give the same results.
 struct Int8Kernel {
   const char* name;
-  bool (*available)();                     // on this machine, within FASTCL_CPU
-  void (*pack)(const Int8PackWeight&);     // adds sums and weight to a block of zeros that has its header
+  bool (*available)();                  // on this machine, within FASTCL_CPU
+  void (*pack)(const Int8PackWeight&);  // adds sums and weight to a block of zeros that has its header
   void (*linear)(const Int8Linear&);
 };
 

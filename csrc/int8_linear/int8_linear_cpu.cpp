@@ -1,10 +1,11 @@
+#include "int8_linear/int8_linear_cpu.h"
+
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
 #include "common/memory.h"
 #include "common/parallel.h"
-#include "int8_linear/int8_linear_cpu.h"
 #include "int8_linear/int8_linear_math.h"
 
 namespace fastcl {

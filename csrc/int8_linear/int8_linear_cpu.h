@@ -33,13 +33,13 @@ struct Int8Tile {
   const float* bias;          // [panel]
   const float* row_scale;     // [rows]
   uint8_t* y;
-  int64_t y_stride;           // bytes from row to row
-  FloatType type;             // of y
-  int columns;                // valid ones, up to the panel's
+  int64_t y_stride;  // bytes from row to row
+  FloatType type;    // of y
+  int columns;       // valid ones, up to the panel's
   Activation activation;
-  bool stream;                // y is large: write it past the cache
-  const char* prefetch;       // what is read soon, ...
-  ptrdiff_t prefetch_step;    // ... bytes from one 4 values of k to the next
+  bool stream;              // y is large: write it past the cache
+  const char* prefetch;     // what is read soon, ...
+  ptrdiff_t prefetch_step;  // ... bytes from one 4 values of k to the next
 };
 
 namespace {  // a copy for each kernel's file, which compiles it as it may
@@ -106,9 +106,9 @@ class Int8Block {
     for (int64_t i = 0; i < micro_blocks; ++i) {
       const int64_t r0 = cut(rows, micro_blocks, i), r1 = cut(rows, micro_blocks, i + 1);
       for (int64_t r = std::max(r0, begin); r < std::min(r1, end); ++r)
-        scale[size_t(r)] = Kernel::quantize_row(
-            row_values(p, first + r, patch_), p.type, p.k,
-            micro_block(i) + (r - r0) * kInt8Chunk * Kernel::kValueBytes, (r1 - r0) * kInt8Chunk * Kernel::kValueBytes);
+        scale[size_t(r)] = Kernel::quantize_row(row_values(p, first + r, patch_), p.type, p.k,
+                                                micro_block(i) + (r - r0) * kInt8Chunk * Kernel::kValueBytes,
+                                                (r1 - r0) * kInt8Chunk * Kernel::kValueBytes);
     }
   }
 
@@ -163,7 +163,8 @@ void multiply_block(const Int8Linear& p, bool stream, Int8Block<Kernel>& block, 
         t.prefetch_step = 4 * kColumns;
       } else if (i < 2) {  // the first two tiles fetch half of the next panel each
         t.prefetch = reinterpret_cast<const char*>(t.b) + panel_bytes + i * pass_bytes;
-      } else if (p.patches == nullptr && (i - 2) * pass_bytes < (q1 - q0) * x_bytes) {  // then the rows that are quantised below
+      } else if (p.patches == nullptr &&
+                 (i - 2) * pass_bytes < (q1 - q0) * x_bytes) {  // then the rows that are quantised below
         t.prefetch = x + (i - 2) * pass_bytes;
       } else {
         t.prefetch = reinterpret_cast<const char*>(t.b);
@@ -178,7 +179,7 @@ void multiply_block(const Int8Linear& p, bool stream, Int8Block<Kernel>& block, 
 template <class Kernel>
 void linear_in_blocks(const Int8Linear& p) {
   constexpr int64_t kSmallWork = int64_t(1) << 18;    // products: less is done before a second thread has started
-  constexpr int64_t kBlockBytes = int64_t(1) << 18;  // of quantised rows, a part of the second-level cache
+  constexpr int64_t kBlockBytes = int64_t(1) << 18;   // of quantised rows, a part of the second-level cache
   constexpr int64_t kStreamBytes = int64_t(4) << 20;  // of output for each thread
   const int64_t k16 = int8_padded_k(p.k), panels = (p.n + Kernel::kColumns - 1) / Kernel::kColumns;
   const int64_t threads = p.m * p.n * p.k <= kSmallWork ? 1 : thread_count();

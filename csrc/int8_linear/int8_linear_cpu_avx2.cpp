@@ -1,5 +1,5 @@
-// AVX2, twice: with AVX-VNNI, whose vpdpbusd multiplies u8 by s8 (q + 128 is stored, 128 * sum_k w taken off again); and
-// without, where both sides are widened to s16 for vpmaddwd, because vpmaddubsw saturates at 2^15.
+// AVX2, twice: with AVX-VNNI, whose vpdpbusd multiplies u8 by s8 (q + 128 is stored, 128 * sum_k w taken off again);
+// and without, where both sides are widened to s16 for vpmaddwd, because vpmaddubsw saturates at 2^15.
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -35,8 +35,8 @@ float quantize_row_of(const void* x, int64_t k, uint8_t* out, int64_t step) {
   __m256i top[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
   const auto widen = [&](const void* values, int64_t i) {
     for (int h = 0; h < 2; ++h)
-      top[h] = _mm256_max_epi32(
-          top[h], _mm256_and_si256(magnitude, _mm256_castps_si256(load8<kType>(values, i + 8 * h))));
+      top[h] =
+          _mm256_max_epi32(top[h], _mm256_and_si256(magnitude, _mm256_castps_si256(load8<kType>(values, i + 8 * h))));
   };
   for (int64_t i = 0; i < whole; i += kInt8Chunk) widen(x, i);
   widen(tail, 0);
@@ -80,9 +80,9 @@ inline void store_row(const Int8Tile& t, const float* values, uint8_t* y) {
 // R rows by 16 columns: 2 R accumulators; with R = 6, two registers of weights and one of x, 15 of the 16.
 template <int R, bool kVnni>
 void multiply_rows(const Int8Tile& t) {
-  constexpr int kGroup = kVnni ? 4 : 2;                       // values of k in one step
+  constexpr int kGroup = kVnni ? 4 : 2;  // values of k in one step
   constexpr int kSteps = kInt8Chunk / kGroup;
-  constexpr int kPhases = R == 1 ? 4 : R <= 3 ? 2 : 1;        // sets of accumulators: sums in flight
+  constexpr int kPhases = R == 1 ? 4 : R <= 3 ? 2 : 1;  // sets of accumulators: sums in flight
   __m256i acc[kPhases][R][2];
 #pragma GCC unroll 4
   for (int u = 0; u < kPhases; ++u)
@@ -142,7 +142,8 @@ void multiply_rows(const Int8Tile& t) {
 #pragma GCC unroll 4
       for (int u = 1; u < kPhases; ++u) sum = _mm256_add_epi32(sum, acc[u][r][h]);
       const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(t.row_scale[r]), _mm256_loadu_ps(t.weight_scale + 8 * h));
-      const __m256 value = _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sum), scale), _mm256_loadu_ps(t.bias + 8 * h));
+      const __m256 value =
+          _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sum), scale), _mm256_loadu_ps(t.bias + 8 * h));
       _mm256_store_ps(values[r] + 8 * h, value);
     }
   activate<true>(values[0], R * 16, t.activation);
@@ -157,9 +158,12 @@ struct Avx2 {
 
   static float quantize_row(const void* x, FloatType type, int64_t k, uint8_t* out, int64_t step) {
     switch (type) {
-      case FloatType::kFloat32: return quantize_row_of<FloatType::kFloat32, kVnni>(x, k, out, step);
-      case FloatType::kBFloat16: return quantize_row_of<FloatType::kBFloat16, kVnni>(x, k, out, step);
-      case FloatType::kFloat16: return quantize_row_of<FloatType::kFloat16, kVnni>(x, k, out, step);
+      case FloatType::kFloat32:
+        return quantize_row_of<FloatType::kFloat32, kVnni>(x, k, out, step);
+      case FloatType::kBFloat16:
+        return quantize_row_of<FloatType::kBFloat16, kVnni>(x, k, out, step);
+      case FloatType::kFloat16:
+        return quantize_row_of<FloatType::kFloat16, kVnni>(x, k, out, step);
     }
     return 0;
   }

@@ -67,7 +67,8 @@ float quantize_row_of(const void* x, int64_t k, uint8_t* out, int64_t step) {
 inline __m256i bfloat16_of(__m512 v) {  // as float_to_bfloat16
   const __m512i bits = _mm512_castps_si512(v), high = _mm512_srli_epi32(bits, 16);
   const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+  const __m512i rounded =
+      _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
   const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
   return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40)));
 }
@@ -142,8 +143,10 @@ void multiply_rows(const Int8Tile& t) {
       for (int h = 0; h < 2; ++h) acc[0][r][h] = _mm512_add_epi32(acc[0][r][h], acc[u][r][h]);
 
   // ReLU is a maximum with 0, no activation one with -infinity: no branch per row. NaN in the second operand stays.
-  const __m512 floor = _mm512_set1_ps(t.activation == Activation::kRelu ? 0.f : -std::numeric_limits<float>::infinity());
-  const bool plain = t.activation != Activation::kGelu && t.activation != Activation::kSilu && t.type == FloatType::kFloat32;
+  const __m512 floor =
+      _mm512_set1_ps(t.activation == Activation::kRelu ? 0.f : -std::numeric_limits<float>::infinity());
+  const bool plain =
+      t.activation != Activation::kGelu && t.activation != Activation::kSilu && t.type == FloatType::kFloat32;
   alignas(64) float values[R][32];  // where more is to be done than fits here 2 R times
   // Half after half, and every index of acc a constant: the accumulators never leave their registers.
 #pragma GCC unroll 2
@@ -185,9 +188,12 @@ struct Avx512Vnni {
 
   static float quantize_row(const void* x, FloatType type, int64_t k, uint8_t* out, int64_t step) {
     switch (type) {
-      case FloatType::kFloat32: return quantize_row_of<FloatType::kFloat32>(x, k, out, step);
-      case FloatType::kBFloat16: return quantize_row_of<FloatType::kBFloat16>(x, k, out, step);
-      case FloatType::kFloat16: return quantize_row_of<FloatType::kFloat16>(x, k, out, step);
+      case FloatType::kFloat32:
+        return quantize_row_of<FloatType::kFloat32>(x, k, out, step);
+      case FloatType::kBFloat16:
+        return quantize_row_of<FloatType::kBFloat16>(x, k, out, step);
+      case FloatType::kFloat16:
+        return quantize_row_of<FloatType::kFloat16>(x, k, out, step);
     }
     return 0;
   }
@@ -209,7 +215,8 @@ FASTCL_TARGET_END
 
 namespace fastcl {
 
-const Int8Kernel kInt8Avx512Vnni = {"avx512_vnni", cpu_has_avx512_vnni, pack_panels<32, 4>, linear_in_blocks<Avx512Vnni>};
+const Int8Kernel kInt8Avx512Vnni = {"avx512_vnni", cpu_has_avx512_vnni, pack_panels<32, 4>,
+                                    linear_in_blocks<Avx512Vnni>};
 
 }  // namespace fastcl
 

@@ -36,9 +36,9 @@ inline const Int8Kernel& int8_kernel_of(const char* op, const Tensor& packed, in
   std::memcpy(&header, packed.const_data_ptr(), sizeof header);
   header.kernel[sizeof header.kernel - 1] = 0;
   const Int8Kernel* kernel = header.kernel[0] ? int8_kernel(header.kernel) : nullptr;
-  FASTCL_CHECK(kernel && header.n == n && header.k == k, op, ": packed must be int8_pack_weight's for a weight [", n, ", ", k,
-               "] and a kernel of this machine (", int8_kernel_names(), "), got [", header.n, ", ", header.k, "] for '",
-               header.kernel, "'");
+  FASTCL_CHECK(kernel && header.n == n && header.k == k, op, ": packed must be int8_pack_weight's for a weight [", n,
+               ", ", k, "] and a kernel of this machine (", int8_kernel_names(), "), got [", header.n, ", ", header.k,
+               "] for '", header.kernel, "'");
   FASTCL_CHECK(reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % 64 == 0, op,
                ": packed must stand on a multiple of 64 bytes");
   return *kernel;
@@ -69,7 +69,14 @@ inline Int8LinearTensors int8_linear_tensors(const char* op, const Tensor& x, co
   if (bias) bias = float_vector(op, "bias", *bias, n);
   const Tensor block = packed ? *packed : int8_pack(*int8_kernel("auto"), weight, n, k);
   const Int8Kernel& kernel = int8_kernel_of(op, block, n, k);
-  return {torch::stable::contiguous(x), float_vector(op, "weight_scale", weight_scale, n), block, bias, &kernel, type, n, k};
+  return {torch::stable::contiguous(x),
+          float_vector(op, "weight_scale", weight_scale, n),
+          block,
+          bias,
+          &kernel,
+          type,
+          n,
+          k};
 }
 
 // Fills y, whose last dimension is n.

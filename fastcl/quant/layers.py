@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastcl.ops import int8_conv2d, int8_linear, int8_pack_weight
+from fastcl.ops.checks import FLOAT_DTYPES
 from fastcl.ops.int8_linear import ACTIVATIONS, MAX_DEPTH
+from fastcl.ops.registry import op
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,9 +149,13 @@ class Int8Linear(_Int8Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] → [..., out_features] of ``x``'s dtype."""
-        return int8_linear(
-            x, self.weight, self.weight_scale, self.bias, activation=self.activation, packed=self._pack()
-        )
+        weight, scale, packed = self.weight, self.weight_scale, self._pack()
+        bias: Tensor | None = self.bias
+        if x.dtype not in FLOAT_DTYPES or x.dim() == 0 or x.shape[-1] != self.in_features or x.device != weight.device:
+            return int8_linear(x, weight, scale, bias)  # raises, and says what is wrong
+        # the layer's own tensors need no checks, which would take as long as the product of one row
+        bias = bias.float() if bias is not None and bias.dtype != torch.float32 else bias
+        return op("int8_linear", x)(x, weight, scale, bias, packed, self.activation)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         """nn.Linear's, and the activation."""
