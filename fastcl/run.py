@@ -111,7 +111,10 @@ def run(
         metrics: dict[str, Any] = json.loads((out / FILES["metrics"]).read_text(encoding="utf-8"))
         return metrics
     with _threads(config.threads or 1):
-        return _run(config, out, overwrite, command, reporter)
+        try:
+            return _run(config, out, overwrite, command, reporter)
+        except OSError as error:
+            raise RunError(f"the run in {out} stopped: {error}; --resume goes on with it") from error
 
 
 def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: Reporter) -> dict[str, Any]:

@@ -3,11 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("pydantic")
 from fastcl.config import RunConfig, changes, make_config, read_toml, to_toml
 from fastcl.errors import ConfigError
-from fastcl.recipe import PRESETS, build_transform
+from fastcl.recipe import PRESETS, build_transform, preset
 
 
 def test_later_layers_win_and_the_recipe_starts_from_the_preset():
@@ -63,9 +64,16 @@ def test_changes_name_the_setting():
     assert changes(before, after) == [f"lr: {before.lr} before, 0.5 now", "recipe.blur: 0.0 before, 1.0 now"]
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_build(name: str):
-    build_transform(PRESETS[name], 28, (0.5,), (0.25,), 0)
+@pytest.mark.parametrize("channels", [1, 3], ids=["grey", "colour"])
+@pytest.mark.parametrize("name", [*PRESETS, "folder"])
+def test_presets_give_two_different_views(name: str, channels: int):
+    transform = build_transform(preset(name), 28, (0.5,) * channels, (0.25,) * channels, 0)
+    images = torch.randint(256, (4, channels, 28, 28), dtype=torch.uint8)
+    first, second = (transform(images, index=torch.arange(4), epoch=0, view=view) for view in (0, 1))
+    assert first.shape == images.shape
+    assert first.dtype == torch.float32
+    assert first.isfinite().all()
+    assert ((first - second).abs().mean(dim=(1, 2, 3)) > 0.05).all()
 
 
 def test_every_setting_has_a_flag():

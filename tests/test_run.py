@@ -225,6 +225,24 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path):
     tmp_path.chmod(0o700)
 
 
+def test_a_full_disk_stops_the_run_and_it_resumes(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    real, calls = os.fsync, []
+
+    def fail_late(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) > 20:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail_late)
+        with pytest.raises(RunError, match=r"stopped: .*No space left on device; --resume goes on"):
+            run(make_config(TINY), tmp_path)
+    assert not list(tmp_path.glob(".tmp*"))
+    run(make_config(TINY), tmp_path, resume=True)
+    assert lasting_metrics(tmp_path) == lasting_metrics(finished)
+
+
 def test_an_out_folder_that_is_a_file(tmp_path: Path):
     (tmp_path / "out").write_text("x")
     with pytest.raises(RunError, match="expected a folder that can be written to"):

@@ -21,7 +21,7 @@ def preview(
         Path | None, typer.Option(help="A TOML file as for `fastcl run`: its data and its recipe.")
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the IDX files of mnist or fashion-mnist.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Pixels of a folder's images. [default: 64]")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels of a folder's images. (default: 64)")] = None,
     out: Annotated[Path, typer.Option(help="The .png file to write.")] = Path("preview.png"),
     images: Annotated[int, typer.Option(min=1, help="Images, a row each.")] = 8,
     views: Annotated[int, typer.Option(min=1, help="Views of each.")] = 8,

@@ -23,14 +23,14 @@ def _setting(name: str, help: str, *flags: str) -> Any:
     """A flag for a setting of RunConfig or Recipe; the help shows the setting's default."""
     fields = RunConfig.model_fields if name in RunConfig.model_fields else Recipe.model_fields
     default = fields[name].default if fields is RunConfig.model_fields else "by data"
-    shown = "" if default is None or isinstance(default, bool) else f" [default: {default}]"
+    shown = "" if default is None or isinstance(default, bool) else f" (default: {default})"
     panel = "Augmentation" if fields is Recipe.model_fields else "Settings"
     return typer.Option(*(flags or (f"--{name.replace('_', '-')}",)), help=help + shown, rich_help_panel=panel)
 
 
 def run(
     context: typer.Context,
-    out: Annotated[Path | None, typer.Option(help="Folder for the results. [default: runs/<data>]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results. (default: runs/<data>)")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; flags win over it.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away the run in --out.")] = False,
@@ -42,7 +42,7 @@ def run(
         bool | None, _setting("download", "Fetch missing files of mnist and fashion-mnist (torchvision).", "--download")
     ] = None,
     limit: Annotated[int | None, _setting("limit", "Use about so many images.")] = None,
-    image_size: Annotated[int | None, _setting("image_size", "Pixels of a folder's images. [default: 64]")] = None,
+    image_size: Annotated[int | None, _setting("image_size", "Pixels of a folder's images. (default: 64)")] = None,
     epochs: Annotated[int | None, _setting("epochs", "Passes over the training images.")] = None,
     batch_size: Annotated[int | None, _setting("batch_size", "Images in a step, two views of each.")] = None,
     lr: Annotated[float | None, _setting("lr", "Highest learning rate (AdamW, warm-up, cosine decay).")] = None,
@@ -55,9 +55,9 @@ def run(
     neighbors: Annotated[int | None, _setting("neighbors", "k of the k-NN evaluation.")] = None,
     probe_c: Annotated[float | None, _setting("probe_c", "Inverse regularisation of the linear probe.")] = None,
     seed: Annotated[int | None, _setting("seed", "Of weights, order and draws.")] = None,
-    threads: Annotated[int | None, _setting("threads", "Threads to use. [default: all cores]")] = None,
+    threads: Annotated[int | None, _setting("threads", "Threads to use. (default: all cores)")] = None,
     checkpoint_steps: Annotated[
-        int | None, _setting("checkpoint_steps", "Steps between checkpoints. [default: an epoch]")
+        int | None, _setting("checkpoint_steps", "Steps between checkpoints. (default: an epoch)")
     ] = None,
     crop_scale: Annotated[float | None, _setting("crop_scale", "Smallest share of the area that a crop keeps.")] = None,
     rotation: Annotated[float | None, _setting("rotation", "Largest rotation, degrees.")] = None,

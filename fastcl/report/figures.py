@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastcl.data import Dataset
 from fastcl.errors import run_extra
+from fastcl.evaluate import nearest
 from fastcl.transforms import Compose
 
 with run_extra():
@@ -147,21 +148,24 @@ def embedding_map(embeddings: Tensor, labels: Tensor | None, classes: tuple[str,
     return png(figure)
 
 
-def neighbors(data: Dataset, nearest: Tensor, queries: int = 8) -> str:
+def neighbors(data: Dataset, train_embeddings: Tensor, test_embeddings: Tensor, queries: int = 8, k: int = 8) -> str:
     """A few held-out images and the training images nearest to each.
 
     Args:
         data: the images.
-        nearest: rows of the training images, int64 [test images, k], nearest first.
+        train_embeddings: of the training images, [N, dim].
+        test_embeddings: of the held-out images, [M, dim].
         queries: held-out images shown.
+        k: training images shown for each.
     """
     chosen = _one_of_each(data.test_labels, len(data.test), queries)
-    train, test, k = data.train_images, data.test_images, nearest.shape[1]
+    train, test = data.train_images, data.test_images
+    found = nearest(train_embeddings, test_embeddings[chosen], k)
+    k = found.shape[1]
     rows, frames = [], []
-    for query in chosen:
-        found = nearest[query].tolist()
-        rows.append([test[query], *(train[row] for row in found)])
-        frames.append([None, *(_agreement(data, query, row) for row in found)])
+    for query, neighbors_of_it in zip(chosen, found.tolist(), strict=True):
+        rows.append([test[query], *(train[row] for row in neighbors_of_it)])
+        frames.append([None, *(_agreement(data, query, row) for row in neighbors_of_it)])
     figure = Figure(figsize=(0.72 * (k + 1), 0.72 * len(chosen)))
     axes = _plain(figure.subplots(), ticks=False)
     mosaic = _mosaic(rows, frames)
@@ -189,14 +193,18 @@ def _one_of_each(labels: Tensor | None, count: int, wanted: int) -> list[int]:
 
 def confusion_matrix(labels: Array, predicted: Array, classes: tuple[str, ...]) -> str:
     """How many held-out images of each class (rows) the linear probe took for each class (columns)."""
+    with run_extra():
+        from matplotlib.colors import to_rgb
     size = len(classes)
     counts = np.zeros((size, size), dtype=np.int64)
     np.add.at(counts, (labels, predicted), 1)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
     figure = Figure(figsize=(max(3.4, 0.42 * size + 1), max(3.2, 0.42 * size + 0.8)))
     axes = _plain(figure.subplots(), ticks=False)
-    # The square root shows rare mistakes.
-    axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
+    cells = np.empty((size, size, 4))
+    cells[..., :3] = to_rgb(_BLUE)
+    cells[..., 3] = np.sqrt(shares)  # the root shows rare mistakes
+    axes.imshow(cells)
     names = [name if len(name) <= 12 else name[:11] + "…" for name in classes]
     upright = max(map(len, names)) <= 2
     axes.set_xticks(range(size), names, fontsize=8)
@@ -207,7 +215,7 @@ def confusion_matrix(labels: Array, predicted: Array, classes: tuple[str, ...]) 
     axes.set_yticks(range(size), names, fontsize=8)
     if size <= 25:
         for row, column in zip(*counts.nonzero(), strict=True):
-            color = "white" if shares[row, column] > 0.3 else "#20252b"
+            color = "white" if shares[row, column] > 0.3 else _GREY
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=color)
     axes.set_xlabel("recognised as", fontsize=8)
     axes.set_ylabel("shows", fontsize=8)

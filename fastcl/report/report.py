@@ -13,7 +13,6 @@ from torch import Tensor
 from fastcl.config import RunConfig, to_toml
 from fastcl.data import Dataset
 from fastcl.errors import run_extra
-from fastcl.evaluate import nearest
 from fastcl.files import write_atomically
 from fastcl.report import figures
 from fastcl.transforms import Compose
@@ -75,7 +74,7 @@ def _pictures(evidence: Evidence) -> dict[str, str]:
         "views": figures.views(data.train_images, evidence.transform),
         "loss": figures.loss_curve(evidence.losses, evidence.steps_per_epoch),
         "map": figures.embedding_map(evidence.test, labels, data.classes),
-        "neighbors": figures.neighbors(data, nearest(evidence.train, evidence.test, 8)),
+        "neighbors": figures.neighbors(data, evidence.train, evidence.test),
     }
     if labels is not None and evidence.predicted is not None:
         pictures["confusion"] = figures.confusion_matrix(labels.numpy(), evidence.predicted, data.classes)
