@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import multiprocessing
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -268,7 +269,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[di
     def of(world: int) -> list[dict[str, Any]]:
         if world not in known:
             folder = tmp_path_factory.mktemp(f"world{world}")
-            torch.multiprocessing.spawn(work, (world, str(folder)), nprocs=world)
+            # Imports once, then forks; a fork of this process would have its threads' locks but not its threads.
+            multiprocessing.set_forkserver_preload(["pytest", "fastcl.losses", "lightly.loss.dcl_loss"])
+            torch.multiprocessing.start_processes(work, (world, str(folder)), world, start_method="forkserver")
             known[world] = [torch.load(folder / f"{rank}.pt") for rank in range(world)]
         return known[world]
 
