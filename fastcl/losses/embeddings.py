@@ -33,9 +33,9 @@ def wide(x: Tensor) -> Tensor:
 def unit_rows(x: Tensor) -> Tensor:
     """Divides the last dimension by its length, in at least float32; zeros stay zeros and get a zero gradient."""
     x = wide(x)
-    length = x.norm(dim=-1, keepdim=True).clamp_min(_EPS)
+    length = x.norm(dim=-1, keepdim=True)
     # The gradient of zeros / 1e-12 would be of the order 1e12.
-    return torch.where((x == 0).all(dim=-1, keepdim=True), 0.0, x / length)
+    return x * torch.where(length > 0, length.clamp_min(_EPS).reciprocal(), 0.0)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
