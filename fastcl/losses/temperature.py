@@ -33,4 +33,4 @@ class Temperature(nn.Module):
 
     def extra_repr(self) -> str:
         """The temperature as it is now."""
-        return f"{1 / float(self.scale()):g}" + ("" if self.log_scale is None else ", learnable")
+        return f"{1 / torch.as_tensor(self.scale()).item():g}" + ("" if self.log_scale is None else ", learnable")
