@@ -154,7 +154,7 @@ def _autograd(ops: Any) -> tuple[Any, Any]:
         if ctx.needs_input_grad[0]:
             left, right, top, bottom = ctx.padding
             batch, height, width, channels = x.shape
-            grad_padded = conv2d_input(  # type: ignore[no-untyped-call]
+            grad_padded = conv2d_input(
                 [batch, channels, height + top + bottom, width + left + right],
                 (weight * weight_scale[:, None, None, None]).to(dtype).permute(0, 3, 1, 2),
                 grad.permute(0, 3, 1, 2),
