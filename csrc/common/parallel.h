@@ -23,7 +23,10 @@ inline int64_t grain_of(int64_t elements) {
 template <class F>
 void parallel_for(int64_t n, int64_t grain, F&& f) {
   parallel_range(
-      n, grain, [](void* context, int64_t begin, int64_t end) { (*static_cast<std::remove_reference_t<F>*>(context))(begin, end); },
+      n, grain,
+      [](void* context, int64_t begin, int64_t end) {
+        (*static_cast<std::remove_reference_t<F>*>(context))(begin, end);
+      },
       const_cast<void*>(static_cast<const void*>(&f)));
 }
 

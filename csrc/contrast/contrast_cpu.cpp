@@ -24,7 +24,7 @@ constexpr int kSpins = 5000;  // of waiting, some hundred microseconds, before a
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 const ContrastKernels& float32_kernels() {
-  static const ContrastKernels* best = contrast_kernels_avx512()  ? contrast_kernels_avx512()
+  static const ContrastKernels* best = contrast_kernels_avx512() ? contrast_kernels_avx512()
                                        : contrast_kernels_avx2() ? contrast_kernels_avx2()
                                                                  : contrast_kernels_portable();
   return *best;
@@ -185,8 +185,8 @@ class TilePass {
     });
   }
 
-  // All tiles, in the order that fixes every sum. Blocks come in groups, so that two groups stay in L3; inside a pair of
-  // groups neighbours in the order touch different blocks, so that threads hardly ever wait for each other.
+  // All tiles, in the order that fixes every sum. Blocks come in groups, so that two groups stay in L3; inside a pair
+  // of groups neighbours in the order touch different blocks, so that threads hardly ever wait for each other.
   template <class Visit>
   void for_each_tile(Visit visit) const {
     const int64_t block_bytes = 3 * tile_ * q_.stride() * int64_t(sizeof(float));
@@ -235,7 +235,9 @@ class TilePass {
   Tile make_tile(Scratch& scratch, int64_t I, int64_t J) const {
     const int64_t i0 = I * tile_, j0 = J * tile_;
     const int64_t cols = std::min<int64_t>(tile_, k_.count() - j0);
-    const auto group = [](const std::vector<int32_t>* groups, int64_t at) { return groups ? groups->data() + at : nullptr; };
+    const auto group = [](const std::vector<int32_t>* groups, int64_t at) {
+      return groups ? groups->data() + at : nullptr;
+    };
     Tile t{};
     t.a = (kernels_.pack == 1 ? q_.row(0) : rows_as_words_.get()) + i0 * words_;
     t.b = panels_.get() + j0 * words_;
@@ -304,8 +306,8 @@ class TilePass {
       const int keys = static_cast<int>(std::min<int64_t>(t.cols, k_.padded_count() - t.j0) / pack * pack);
       kernels_.pack_block(k_.row(t.j0), keys, dim, panel_stride, scratch.k_block.get());
       wait(row_turn_[I], row_turn);
-      kernels_.product({t.g_rows, t.ld_rows, 1, scratch.k_block.get(), panel_stride, keys / pack,
-                        grad_q_ + t.i0 * dim, dim, t.rows, static_cast<int>(dim)});
+      kernels_.product({t.g_rows, t.ld_rows, 1, scratch.k_block.get(), panel_stride, keys / pack, grad_q_ + t.i0 * dim,
+                        dim, t.rows, static_cast<int>(dim)});
     } else {
       wait(row_turn_[I], row_turn);
     }

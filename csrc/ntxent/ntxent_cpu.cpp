@@ -30,8 +30,7 @@ struct UnitRows {
   int64_t n;
   bool finite;
 
-  UnitRows(const void* z0, const void* z1, FloatType type, int64_t n, int64_t dim)
-      : z(2 * n, dim), norm(2 * n), n(n) {
+  UnitRows(const void* z0, const void* z1, FloatType type, int64_t n, int64_t dim) : z(2 * n, dim), norm(2 * n), n(n) {
     parallel_for(2 * n, grain_of(dim), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         float* row = z.row(i);

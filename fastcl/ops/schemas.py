@@ -1,7 +1,7 @@
 """Every op's signature, on one screen.
 
-They stand in Python, not in C++, because the package also works where nothing native was built. ``csrc/<op>/<op>_cpu.cpp``
-and ``<op>_cuda_ops.cpp`` implement them; ``fastcl/ops/<op>.py`` holds the public function and the reference.
+They stand in Python, not in C++, because the package also works where nothing native was built.
+``csrc/<op>/<op>_cpu_ops.cpp`` implements them; ``fastcl/ops/<op>.py`` holds the public function and the reference.
 """
 
 SCHEMAS: dict[str, str] = {
