@@ -73,7 +73,7 @@ def plain_form(q: Tensor, k: Tensor | None, s: Tensor, columns: bool, **group: A
 @pytest.mark.parametrize("kind", GROUPS)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_value_and_gradients_match_fp64(backend, shape, kind, scale):
-    """No worse than twice plain float32's own error, and what rounding a logit (scale · eps · |q||k|) costs at least."""
+    """No worse than twice plain float32's own error, and what rounding a logit (scale · eps · |q||k|) costs."""
     rows, keys, dim = shape
     q = torch.randn(rows, dim) / dim**0.5
     k = None if keys is None else torch.randn(keys, dim) / dim**0.5
