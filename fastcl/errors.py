@@ -60,9 +60,7 @@ def require_run_extra() -> None:
     wanted = [name for name in _RUN_EXTRA if name != "tomli" or sys.version_info < (3, 11)]
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingExtraError(
-            f"this needs missing packages ({', '.join(missing)}): pip install 'fastcl[run]'"
-        )
+        raise MissingExtraError(f"this needs missing packages ({', '.join(missing)}): pip install 'fastcl[run]'")
 
 
 @contextlib.contextmanager
