@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 Block = tuple[slice, slice, "Tensor | int | None"]
 Blocks = Callable[[], Iterable[Block]]
 
-_BLOCK_ELEMENTS = 1 << 21
+_BLOCK_ELEMENTS = 1 << 20
 
 
 def rows_of_a_block(keys: int, elements: int = _BLOCK_ELEMENTS) -> int:
@@ -106,7 +106,9 @@ class _PairDots(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, i: Tensor, j: Tensor) -> Tensor:
         ctx.save_for_backward(q, k, i, j)
         step = rows_of_a_block(q.shape[1])
-        return torch.cat([(q[a] * k[b]).sum(dim=1) for a, b in zip(torch.split(i, step), torch.split(j, step), strict=True)])
+        return torch.cat(
+            [(q[a] * k[b]).sum(dim=1) for a, b in zip(torch.split(i, step), torch.split(j, step), strict=True)]
+        )
 
     @staticmethod
     @once_differentiable
