@@ -44,7 +44,7 @@ def test_lightly(name, temperature):
 def test_lightly_weights():
     dcl = peer("lightly.loss.dcl_loss")
     out = functional.normalize(torch.randn(2, 9, 5), dim=2)
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="To copy construct"):
         theirs = dcl.negative_mises_fisher_weights(*out, sigma=0.3)
     torch.testing.assert_close(lightly.negative_mises_fisher_weights(*out, sigma=0.3), theirs)
 
@@ -136,9 +136,10 @@ def test_pml(name, labels, temperature):
 
 
 @LOSSES
-def test_pml_references(name):
+@pytest.mark.parametrize("ref_labels", [[1, 1, 9, 0, 2, 5, 7], [9] * 7, [1] * 7], ids=["some", "none", "one_class"])
+def test_pml_references(name, ref_labels):
     mine, theirs = (getattr(module, name)(0.1) for module in (pml, peer("pytorch_metric_learning.losses")))
-    labels, ref_labels = LABELS["classes"], torch.tensor([1, 1, 9, 0, 2, 5, 7])
+    labels, ref_labels = LABELS["classes"], torch.tensor(ref_labels)
     same(
         lambda z, r: mine(z, labels, ref_emb=r, ref_labels=ref_labels),
         lambda z, r: theirs(z, labels, ref_emb=r, ref_labels=ref_labels),

@@ -259,43 +259,47 @@ def ring_lse(
     return lse
 
 
-def _sums_of_equals(own: Tensor, label: Tensor, keys: Tensor, key_label: Tensor) -> Tensor:
-    """For each own row the sum of the keys of its label: [N, D], from own labels [N], keys [P, D], their labels [P]."""
+def _sums_of_equals(label: Tensor, keys: Tensor, key_label: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of the keys [P, D] of each own row's label [N, D], and how many they are [N]; labels [N] and [P]."""
     n = label.shape[0]
     group = dense_groups(torch.cat([label, key_label]))
-    return add_at(group[n:], keys, group.shape[0])[group[:n]]
+    sums = add_at(group[n:], keys, group.shape[0])
+    counts = add_at(group[n:], torch.ones_like(key_label), group.shape[0])
+    return sums[group[:n]], counts[group[:n]]
 
 
 class _SumsOfEquals(torch.autograd.Function):
     """Multiplies by the symmetric matrix of equal labels, so that backward is forward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, label: Tensor, distributed: Distributed | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, label: Tensor, distributed: Distributed | None) -> tuple[Tensor, Tensor]:
+        sums, counts = _sums_of_equal_label(x, label, distributed)
         ctx.save_for_backward(label)
+        ctx.mark_non_differentiable(counts)
         ctx.distributed = distributed
-        return _sums_of_equal_label(x, label, distributed)
+        return sums, counts
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (label,) = ctx.saved_tensors
-        return _sums_of_equal_label(grad, label, ctx.distributed), None, None
+        return _sums_of_equal_label(grad, label, ctx.distributed)[0], None, None
 
 
-def _sums_of_equal_label(x: Tensor, label: Tensor, distributed: Distributed | None) -> Tensor:
+def _sums_of_equal_label(x: Tensor, label: Tensor, distributed: Distributed | None) -> tuple[Tensor, Tensor]:
     if not _is_shared(distributed):
-        group = dense_groups(label)
-        return add_at(group, x, group.shape[0])[group]
+        return _sums_of_equals(label, x, label)
     if distributed == "gather":
-        return _sums_of_equals(x, label, gather_rows(x), gather_rows(label))
+        return _sums_of_equals(label, gather_rows(x), gather_rows(label))
     labels = _around(label)
-    sums = torch.zeros_like(x)
+    sums, counts = torch.zeros_like(x), torch.zeros_like(label)
     for _, keys in _around(x):
-        sums += _sums_of_equals(x, label, keys, next(labels)[1])
-    return sums
+        more_sums, more_counts = _sums_of_equals(label, keys, next(labels)[1])
+        sums, counts = sums + more_sums, counts + more_counts
+    return sums, counts
 
 
-def sums_of_equal_label(x: Tensor, label: Tensor, distributed: Distributed | None = None) -> Tensor:
+def sums_of_equal_label(x: Tensor, label: Tensor, distributed: Distributed | None = None) -> tuple[Tensor, Tensor]:
     """For each own row the sum of the rows of its label, its own included, over all processes.
 
     Args:
@@ -304,9 +308,9 @@ def sums_of_equal_label(x: Tensor, label: Tensor, distributed: Distributed | Non
         distributed: as in :func:`lse_of_all`.
 
     Returns:
-        [N, D].
+        The sums [N, D], and how many rows each is of, int64 [N].
     """
-    sums: Tensor = _SumsOfEquals.apply(x, label, distributed)
+    sums: tuple[Tensor, Tensor] = _SumsOfEquals.apply(x, label, distributed)
     return sums
 
 

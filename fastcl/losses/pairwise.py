@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 Block = tuple[slice, slice, "Tensor | int | None"]
 Blocks = Callable[[], Iterable[Block]]
 
-_BLOCK_ELEMENTS = 1 << 21
+_BLOCK_ELEMENTS = 1 << 20
 
 
 def rows_of_a_block(keys: int, elements: int = _BLOCK_ELEMENTS) -> int:

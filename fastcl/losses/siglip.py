@@ -43,7 +43,7 @@ class SigLipLoss(nn.Module):
         world_size: number of processes.
         dist_impl: ``"gather"`` collects the texts of all processes; ``"bidir"`` (the default), ``"shift"`` and
             ``"reduce"`` all pass them around, in O(own texts) memory.
-        chunk_size: how many images are compared at a time; ``None``: as many as make a block of 8 MB.
+        chunk_size: how many images are compared at a time; ``None``: as many as make a block of 4 MB.
         distributed: ``"gather"`` or ``"ring"``, as in the other losses; then none of ``dist_impl``, ``rank`` and
             ``world_size`` is read.
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` over the own images.

@@ -71,9 +71,9 @@ class SupConLoss(ContrastiveLoss):
         scale = self.temperature.scale()
         number = torch.arange(len(z), device=z.device)
         lse = lse_of_all(z, z, scale, number, len(z), distributed=self.distributed, precision=self.precision)
-        others = self._others_of_label(label, z)
-        # sum over the class less the row itself: the row's own share is |z|² whatever the class
-        positive = dot(z, sums_of_equal_label(z, label, self.distributed) - z) / others.clamp_min(1)
+        sums, counts = sums_of_equal_label(z, label, self.distributed)
+        others = counts - 1
+        positive = dot(z, sums - z) / others.clamp_min(1)
         losses = torch.where(others > 0, lse - scale * positive, 0.0)
         if self.reduction == "none":
             return losses.reshape(embeddings.shape[:-1])
@@ -101,11 +101,6 @@ class SupConLoss(ContrastiveLoss):
                 labels = labels + samples * world()[0]
         check_labels("SupConLoss", "labels", labels, samples, rows)
         return unit_rows(rows), labels.long().repeat_interleave(rows.shape[0] // samples)
-
-    def _others_of_label(self, label: Tensor, z: Tensor) -> Tensor:
-        """How many other rows have each row's label, of ``z``'s dtype [rows]."""
-        ones = torch.ones(label.shape[0], 1, dtype=z.dtype, device=z.device)
-        return sums_of_equal_label(ones, label, self.distributed)[:, 0] - 1
 
 
 def check_labels(owner: str, name: str, labels: Tensor, count: int, like: Tensor) -> None:
