@@ -36,8 +36,8 @@ $(VENV)/.lint: $(VENV)/.torch pyproject.toml
 demo: $(VENV)/.fastcl  ## learn handwritten digits without labels, shrink the encoder, write runs/demo/report.html
 	$(BIN)/fastcl run --data digits --out runs/demo --overwrite
 
-test: $(VENV)/.test  ## all tests
-	$(BIN)/python -m pytest -q
+test: $(VENV)/.test  ## all tests, a process for each core
+	$(BIN)/python -m pytest -q -n auto
 
 bench: $(VENV)/.test  ## the benchmarks, beside the peers that are installed (pip install '.[peers]')
 	$(BIN)/python -m pytest -q bench --benchmark-sort=fullname

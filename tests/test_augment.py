@@ -160,10 +160,15 @@ def test_a_crop_always_lies_inside(backend, size, ratio):
 # --------------------------------------------------------------------------------------------------------- one op each
 
 
+def error(got: Tensor, exact: Tensor) -> float:
+    """Largest difference, relative to the largest exact value."""
+    return float((got.double() - exact).abs().max() / exact.abs().max().clamp_min(1e-30))
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
-def test_everything_at_once_matches_fp64(backend, assert_as_good_as, size, channels, interpolation):
+def test_everything_at_once_matches_fp64(backend, size, channels, interpolation):
     images = noise(8, channels, size[0])
     params = augment_sample(recipe(**EVERYTHING), torch.arange(8), seed=3, size=size[0], out_size=size[1])
     unit = images.double() / 255
@@ -175,7 +180,7 @@ def test_everything_at_once_matches_fp64(backend, assert_as_good_as, size, chann
         augment_apply(images, params, size[1], interpolation=interpolation, fill=[127.5], dtype=torch.float32),
         augment_apply(unit.float(), params, size[1], interpolation=interpolation, fill=[0.5]),
     ):
-        assert_as_good_as(got, plain, exact, 2e-6)
+        assert error(got, exact) <= 2 * error(plain, exact) + 2e-6
 
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

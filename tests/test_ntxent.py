@@ -63,6 +63,17 @@ def test_value_and_gradients_match_fp64(backend, shape, scale):
         assert error <= 2 * plain_error + 4 * torch.finfo(torch.float32).eps * (1 + scale)
 
 
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+@pytest.mark.parametrize("n", [32, 128, 500])
+def test_the_loss_is_within_a_millionth_of_fp64(backend, n, temperature):
+    """float32 keeps 6e-8 of a logit; a logit here is at most 10 and the loss at least 0.5, and the mean averages."""
+    z0 = torch.randn(n, 128)
+    z1 = z0 + 2 * torch.randn(n, 128)
+    exact = plain(z0.double(), z1.double(), 1 / temperature).mean()
+    assert exact > 0.5
+    assert ntxent(z0, z1, 1 / temperature).mean().item() == pytest.approx(exact.item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_half_inputs_are_accumulated_in_float32(backend, dtype):
     z0, z1 = torch.randn(2, 64, 48).to(dtype)

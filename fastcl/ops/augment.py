@@ -138,7 +138,8 @@ def augment_apply(
         interpolation: of the warp, ``"nearest"`` or ``"bilinear"``; the crop is resized bilinearly with antialias.
         fill: what a warp shows outside the image, one value or one per channel in the images' units; ``None`` is black
             at the border too, where a value weighs in twice at a bilinear border (as in torchvision).
-        mean, std: per channel (or one for all), of values from 0 to 1; ``None`` is no normalisation.
+        mean: per channel (or one for all), of values from 0 to 1; ``None`` is no normalisation.
+        std: likewise; given exactly where ``mean`` is.
         dtype: uint8 (0 to 255), float32, float16, bfloat16 (0 to 1, or normalised); by default the images'.
             uint8 rounds as torchvision's last op would: down after a colour op, else to nearest.
 
