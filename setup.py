@@ -59,7 +59,11 @@ def extension_arguments() -> dict:
     windows = os.name == "nt"
     flags = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
     # No contraction: where a fused multiply-add is meant the source says so, and every compiler gives the same bits.
-    cxx = ["/std:c++20", "/O2", "/fp:precise"] if windows else ["-std=c++20", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall"]
+    cxx = (
+        ["/std:c++20", "/O2", "/fp:precise"]
+        if windows
+        else ["-std=c++20", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall"]
+    )
     # g++ 12 sees uninitialised values inside its own AVX-512 headers (GCC bug 105593).
     cxx += [] if windows else ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
     extension = (CUDAExtension if with_cuda else CppExtension)(

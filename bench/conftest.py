@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import os
+import statistics
+import time
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 
 @pytest.fixture
@@ -20,6 +26,42 @@ def peer():
             pytest.skip(f"peer absent: {name} ({error})")
 
     return load
+
+
+@pytest.fixture
+def side_by_side(benchmark):
+    """Times two calls in turn, one of ours and one of theirs, for FASTCL_BENCH_SECONDS (1) together.
+
+    extra_info has both medians in µs, their ratio (theirs / ours: above 1 we are faster) and both relative errors
+    against `exact`.
+    """
+
+    def error(got: Any, exact: Tensor) -> float:
+        return round(((torch.as_tensor(got).double() - exact).norm() / exact.norm()).item(), 5)
+
+    def run(ours: Callable[[], Tensor], theirs: Callable[[], Any], exact: Tensor) -> None:
+        times: dict[Callable[[], Any], list[float]] = {ours: [], theirs: []}
+        with torch.inference_mode():
+            for call in (ours, theirs) * 3:
+                call()
+            end = time.perf_counter() + float(os.environ.get("FASTCL_BENCH_SECONDS", "1"))
+            while time.perf_counter() < end or len(times[ours]) < 5:
+                for call, record in times.items():
+                    begin = time.perf_counter()
+                    call()
+                    record.append(1e6 * (time.perf_counter() - begin))
+            ours_us, theirs_us = (statistics.median(record) for record in times.values())
+            benchmark.extra_info.update(
+                ours_us=round(ours_us, 1),
+                theirs_us=round(theirs_us, 1),
+                ratio=round(theirs_us / ours_us, 2),
+                ours_error=error(ours(), exact),
+                theirs_error=error(theirs(), exact),
+                threads=torch.get_num_threads(),
+            )
+            benchmark.pedantic(ours, rounds=10, warmup_rounds=1)
+
+    return run
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):

@@ -53,7 +53,11 @@ def test_value_and_gradients_match_fp64(backend, shape, scale):
     exact = run(plain, z0, z1, scale, torch.float64)
     plain32 = run(plain, z0, z1, scale, torch.float32)
     got = run(ntxent, z0, z1, scale, torch.float32)
-    units = [torch.ones(()), *(scale / z.double().norm(dim=1, keepdim=True) for z in (z0, z1)), torch.tensor(2 * len(z0))]
+    units = [
+        torch.ones(()),
+        *(scale / z.double().norm(dim=1, keepdim=True) for z in (z0, z1)),
+        torch.tensor(2 * len(z0)),
+    ]
     for ours, theirs, reference, unit in zip(got, plain32, exact, units, strict=True):
         error, plain_error = (((value - reference) / unit).abs().max().item() for value in (ours, theirs))
         assert error <= 2 * plain_error + 4 * torch.finfo(torch.float32).eps * (1 + scale)
@@ -182,6 +186,4 @@ def test_the_kernel_itself_refuses_what_does_not_fit():
     with pytest.raises(RuntimeError, match="ntxent: z1 must have z0's shape"):
         torch.ops.fastcl.ntxent(torch.ones(3, 4), torch.ones(2, 4), one, "high")
     with pytest.raises(RuntimeError, match="losses must be"):
-        torch.ops.fastcl.ntxent_backward(
-            torch.ones(6), torch.ones(3, 4), torch.ones(3, 4), one, torch.ones(5), "high"
-        )
+        torch.ops.fastcl.ntxent_backward(torch.ones(6), torch.ones(3, 4), torch.ones(3, 4), one, torch.ones(5), "high")

@@ -45,12 +45,12 @@ def plain(q: Tensor, k: Tensor | None, scale: Any, q_group: Tensor | None = None
 
 def weighted(values: list[Tensor]) -> Tensor:
     """A sum with weights that differ by element; rows without a pair are left out, as a loss would."""
-    return sum(
-        (v.masked_fill(v.isinf(), 0) * torch.linspace(-0.5, 1.0, len(v), dtype=v.dtype)).sum() for v in values
-    )
+    return sum((v.masked_fill(v.isinf(), 0) * torch.linspace(-0.5, 1.0, len(v), dtype=v.dtype)).sum() for v in values)
 
 
-def evaluate(f: Any, q: Tensor, k: Tensor | None, scale: float, dtype: torch.dtype, columns: bool, **group: Any) -> list[Tensor]:
+def evaluate(
+    f: Any, q: Tensor, k: Tensor | None, scale: float, dtype: torch.dtype, columns: bool, **group: Any
+) -> list[Tensor]:
     q = q.to(dtype).requires_grad_()
     k = None if k is None else k.to(dtype).requires_grad_()
     s = torch.tensor(scale, dtype=torch.float64 if dtype == torch.float64 else torch.float32, requires_grad=True)
@@ -73,7 +73,7 @@ def plain_form(q: Tensor, k: Tensor | None, s: Tensor, columns: bool, **group: A
 @pytest.mark.parametrize("kind", GROUPS)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_value_and_gradients_match_fp64(backend, shape, kind, scale):
-    """No worse than twice plain float32's own error, and what rounding a logit (scale · eps · |q||k|) makes inevitable."""
+    """No worse than twice plain float32's own error, and what rounding a logit (scale · eps · |q||k|) costs."""
     rows, keys, dim = shape
     q = torch.randn(rows, dim) / dim**0.5
     k = None if keys is None else torch.randn(keys, dim) / dim**0.5
@@ -93,7 +93,9 @@ def test_value_and_gradients_match_fp64(backend, shape, kind, scale):
         is_value = index < (2 if columns else 1)
         is_scale = reference.dim() == 0
         unit = 1.0 if is_value else largest * (rows + (keys or rows) if is_scale else abs(scale))
-        errors = [((v.double() - reference)[finite] / unit).abs().max().item() if finite.any() else 0 for v in (ours, theirs)]
+        errors = [
+            ((v.double() - reference)[finite] / unit).abs().max().item() if finite.any() else 0 for v in (ours, theirs)
+        ]
         assert errors[0] <= 2 * errors[1] + 8 * EPS * (1 + abs(scale) * largest), (index, errors)
 
 

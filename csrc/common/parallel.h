@@ -16,14 +16,17 @@ void parallel_range(int64_t n, int64_t grain, void (*body)(void* context, int64_
 
 // The grain for items of `elements` floats each, touched once or twice: less is not worth waking a thread for.
 inline int64_t grain_of(int64_t elements) {
-  const int64_t items = (int64_t(1) << 15) / (elements > 0 ? elements : 1);
+  const int64_t items = (int64_t(1) << 16) / (elements > 0 ? elements : 1);
   return items > 1 ? items : 1;
 }
 
 template <class F>
 void parallel_for(int64_t n, int64_t grain, F&& f) {
   parallel_range(
-      n, grain, [](void* context, int64_t begin, int64_t end) { (*static_cast<std::remove_reference_t<F>*>(context))(begin, end); },
+      n, grain,
+      [](void* context, int64_t begin, int64_t end) {
+        (*static_cast<std::remove_reference_t<F>*>(context))(begin, end);
+      },
       const_cast<void*>(static_cast<const void*>(&f)));
 }
 

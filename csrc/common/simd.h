@@ -1,7 +1,7 @@
-// Vectors of floats, one struct of static functions per instruction set (simd_portable.h, simd_avx2.h, simd_avx512.h), so
-// that a kernel is a template over them. A file for one instruction set opens its region (cpu.h) and then includes the
-// struct and the kernels. Inside a region nothing of the standard library may be instantiated: the linker could keep that
-// copy for the whole program, and it would not run on a smaller processor.
+// Vectors of floats, one struct of static functions per instruction set (simd_portable.h, simd_avx2.h, simd_avx512.h),
+// so that a kernel is a template over them. A file for one instruction set opens its region (cpu.h) and then includes
+// the struct and the kernels. Inside a region nothing of the standard library may be instantiated: the linker could
+// keep that copy for the whole program, and it would not run on a smaller processor.
 #pragma once
 
 #include <cstdint>

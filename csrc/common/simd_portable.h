@@ -14,9 +14,15 @@ struct Portable {
     float lane[4];
     float& operator[](int i) { return lane[i]; }
     float operator[](int i) const { return lane[i]; }
-    friend F operator+(F a, F b) { return each(a, b, [](float x, float y) { return x + y; }); }
-    friend F operator-(F a, F b) { return each(a, b, [](float x, float y) { return x - y; }); }
-    friend F operator*(F a, F b) { return each(a, b, [](float x, float y) { return x * y; }); }
+    friend F operator+(F a, F b) {
+      return each(a, b, [](float x, float y) { return x + y; });
+    }
+    friend F operator-(F a, F b) {
+      return each(a, b, [](float x, float y) { return x - y; });
+    }
+    friend F operator*(F a, F b) {
+      return each(a, b, [](float x, float y) { return x * y; });
+    }
     template <class Op>
     static F each(F a, F b, Op op) {
       return {{op(a[0], b[0]), op(a[1], b[1]), op(a[2], b[2]), op(a[3], b[3])}};

@@ -18,10 +18,14 @@ using torch::stable::Tensor;
 // The kernels' name of a tensor's dtype; float64 is the reference's business.
 inline FloatType float_type(const char* op, const char* name, const Tensor& tensor) {
   switch (tensor.scalar_type()) {
-    case ScalarType::Float: return FloatType::kFloat32;
-    case ScalarType::BFloat16: return FloatType::kBFloat16;
-    case ScalarType::Half: return FloatType::kFloat16;
-    default: break;
+    case ScalarType::Float:
+      return FloatType::kFloat32;
+    case ScalarType::BFloat16:
+      return FloatType::kBFloat16;
+    case ScalarType::Half:
+      return FloatType::kFloat16;
+    default:
+      break;
   }
   FASTCL_CHECK(false, op, ": ", name, " must be float32, bfloat16 or float16, got ", toString(tensor.scalar_type()));
   return FloatType::kFloat32;

@@ -13,8 +13,9 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <vector>
+
+#include "common/buffer.h"
 
 namespace fastcl {
 
@@ -32,12 +33,12 @@ class PaddedRows {
   bool is_padded() const { return count_ != padded_count_ || dim_ != stride_; }
 
  private:
-  struct Free {
-    void operator()(float* data) const;
-  };
   int64_t count_, dim_, padded_count_, stride_;
-  std::unique_ptr<float[], Free> data_;
+  Buffer<float> data_;
 };
+
+// <a, b> of two padded rows, in float32.
+float dot_rows(const float* a, const float* b, int64_t stride);
 
 struct Contrast {
   const PaddedRows* q;

@@ -44,7 +44,7 @@ namespace fastcl {
 
 const ContrastKernels* contrast_kernels_avx512_bf16() {
 #if FASTCL_X86_DISPATCH
-  if (cpu_has_avx512_bf16()) return &table;
+  if (cpu_has_fast_bf16()) return &table;
 #endif
   return nullptr;
 }

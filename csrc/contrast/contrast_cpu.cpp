@@ -1,10 +1,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstdlib>
 #include <limits>
-#include <new>
+#include <memory>
 
+#include "common/cpu.h"
 #include "common/parallel.h"
 #include "contrast/contrast.h"
 #include "contrast/contrast_tiles.h"
@@ -13,43 +13,18 @@ namespace fastcl {
 namespace {
 
 constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
-constexpr size_t kAlignment = 64;
 // Up to this logit 2^x needs no reference: e^50 times 2^20 terms stays in float32's range, and so does its inverse.
 constexpr float kLargestPlainLogit = 50.f;
 constexpr int kTilesWanted = 10;            // blocks of rows that keep a handful of threads busy
 constexpr int64_t kScratchBytes = 1 << 20;  // of a tile and its operands: half of a usual L2
 constexpr int64_t kGroupBytes = 6 << 20;    // blocks that are visited together: two groups fit in L3
 constexpr int64_t kMinGroup = 4;
-constexpr int kSpins = 2000;  // of waiting, before a thread sleeps
+constexpr int kSpins = 5000;  // of waiting, some hundred microseconds, before a thread sleeps
 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
-float* aligned_floats(int64_t count) {
-  const size_t bytes = size_t(round_up(std::max<int64_t>(count, 1) * sizeof(float), kAlignment));
-#if defined(_WIN32)
-  void* data = _aligned_malloc(bytes, kAlignment);
-#else
-  void* data = std::aligned_alloc(kAlignment, bytes);
-#endif
-  if (!data) throw std::bad_alloc();
-  return static_cast<float*>(data);
-}
-
-void free_floats(float* data) {
-#if defined(_WIN32)
-  _aligned_free(data);
-#else
-  std::free(data);
-#endif
-}
-
-struct FreeFloats {
-  void operator()(float* data) const { free_floats(data); }
-};
-using Floats = std::unique_ptr<float[], FreeFloats>;
-
 const ContrastKernels& float32_kernels() {
-  static const ContrastKernels* best = contrast_kernels_avx512()  ? contrast_kernels_avx512()
+  static const ContrastKernels* best = contrast_kernels_avx512() ? contrast_kernels_avx512()
                                        : contrast_kernels_avx2() ? contrast_kernels_avx2()
                                                                  : contrast_kernels_portable();
   return *best;
@@ -73,7 +48,7 @@ enum class Pass { kMaxima, kSums, kGradient };
 
 // What one thread writes while it works on a tile.
 struct Scratch {
-  Floats g_rows, g_cols, q_block, k_block;
+  Buffer<float> g_rows, g_cols, q_block, k_block;
   float row_out[kMaxTile], col_out[kMaxTile];
 };
 
@@ -145,14 +120,14 @@ class TilePass {
 
   void pack_operands() {
     const int64_t step = kernels_.cols_step, count = (k_.count() + step - 1) / step;
-    panels_.reset(aligned_floats(count * words_ * step));
+    panels_ = Buffer<float>(count * words_ * step);
     const float factor = static_cast<float>(p_.scale * kLog2E);
     parallel_for(count, grain_of(step * q_.stride()), [&](int64_t begin, int64_t end) {
       for (int64_t panel = begin; panel < end; ++panel)
         kernels_.pack_panel(k_.row(0), k_.count(), k_.stride(), panel, factor, panels_.get() + panel * words_ * step);
     });
     if (kernels_.pack == 1) return;
-    rows_as_words_.reset(aligned_floats(q_.padded_count() * words_));
+    rows_as_words_ = Buffer<float>(q_.padded_count() * words_);
     parallel_for(q_.padded_count(), grain_of(q_.stride()), [&](int64_t begin, int64_t end) {
       kernels_.pack_words(q_.row(begin), end - begin, q_.stride(), rows_as_words_.get() + begin * words_);
     });
@@ -186,10 +161,10 @@ class TilePass {
   std::unique_ptr<Scratch> new_scratch(Pass pass) const {
     auto scratch = std::make_unique<Scratch>();
     if (pass != Pass::kGradient) return scratch;
-    scratch->g_rows.reset(aligned_floats(tile_ * (tile_ + kSkew)));
-    if (kernels_.pack > 1) scratch->g_cols.reset(aligned_floats(tile_ / kernels_.pack * (tile_ + kSkew)));
-    scratch->q_block.reset(aligned_floats(tile_ * q_.stride()));
-    scratch->k_block.reset(aligned_floats(tile_ * q_.stride()));
+    scratch->g_rows = Buffer<float>(tile_ * (tile_ + kSkew));
+    if (kernels_.pack > 1) scratch->g_cols = Buffer<float>(tile_ / kernels_.pack * (tile_ + kSkew));
+    scratch->q_block = Buffer<float>(tile_ * q_.stride());
+    scratch->k_block = Buffer<float>(tile_ * q_.stride());
     return scratch;
   }
 
@@ -210,8 +185,8 @@ class TilePass {
     });
   }
 
-  // All tiles, in the order that fixes every sum. Blocks come in groups, so that two groups stay in L3; inside a pair of
-  // groups neighbours in the order touch different blocks, so that threads hardly ever wait for each other.
+  // All tiles, in the order that fixes every sum. Blocks come in groups, so that two groups stay in L3; inside a pair
+  // of groups neighbours in the order touch different blocks, so that threads hardly ever wait for each other.
   template <class Visit>
   void for_each_tile(Visit visit) const {
     const int64_t block_bytes = 3 * tile_ * q_.stride() * int64_t(sizeof(float));
@@ -236,7 +211,10 @@ class TilePass {
   static void wait(const std::atomic<int>& turn, int mine) {
     int now, spins = 0;
     while ((now = turn.load(std::memory_order_acquire)) != mine)
-      if (++spins > kSpins) turn.wait(now, std::memory_order_acquire);
+      if (++spins > kSpins)
+        turn.wait(now, std::memory_order_acquire);
+      else
+        cpu_relax();
   }
 
   static void pass_on(std::atomic<int>& turn, int mine) {
@@ -257,7 +235,9 @@ class TilePass {
   Tile make_tile(Scratch& scratch, int64_t I, int64_t J) const {
     const int64_t i0 = I * tile_, j0 = J * tile_;
     const int64_t cols = std::min<int64_t>(tile_, k_.count() - j0);
-    const auto group = [](const std::vector<int32_t>* groups, int64_t at) { return groups ? groups->data() + at : nullptr; };
+    const auto group = [](const std::vector<int32_t>* groups, int64_t at) {
+      return groups ? groups->data() + at : nullptr;
+    };
     Tile t{};
     t.a = (kernels_.pack == 1 ? q_.row(0) : rows_as_words_.get()) + i0 * words_;
     t.b = panels_.get() + j0 * words_;
@@ -326,8 +306,8 @@ class TilePass {
       const int keys = static_cast<int>(std::min<int64_t>(t.cols, k_.padded_count() - t.j0) / pack * pack);
       kernels_.pack_block(k_.row(t.j0), keys, dim, panel_stride, scratch.k_block.get());
       wait(row_turn_[I], row_turn);
-      kernels_.product({t.g_rows, t.ld_rows, 1, scratch.k_block.get(), panel_stride, keys / pack,
-                        grad_q_ + t.i0 * dim, dim, t.rows, static_cast<int>(dim)});
+      kernels_.product({t.g_rows, t.ld_rows, 1, scratch.k_block.get(), panel_stride, keys / pack, grad_q_ + t.i0 * dim,
+                        dim, t.rows, static_cast<int>(dim)});
     } else {
       wait(row_turn_[I], row_turn);
     }
@@ -354,7 +334,7 @@ class TilePass {
   const int64_t words_, tile_, row_blocks_, col_blocks_;
   std::vector<std::atomic<int>> row_turn_, col_turn_;
   std::atomic<int64_t> next_tile_{0};
-  Floats panels_, rows_as_words_;
+  Buffer<float> panels_, rows_as_words_;
   std::vector<float> row_reference_, col_reference_, row_weight_, col_weight_, row_lse_, col_lse_;
   std::vector<double> row_sum_, col_sum_;
   float* grad_q_ = nullptr;
@@ -363,18 +343,18 @@ class TilePass {
 
 }  // namespace
 
-void PaddedRows::Free::operator()(float* data) const { free_floats(data); }
-
 PaddedRows::PaddedRows(int64_t count, int64_t dim)
     : count_(count),
       dim_(dim),
       padded_count_(round_up(count, float32_kernels().rows_step)),
       stride_(round_up(dim, float32_kernels().cols_step)),
-      data_(aligned_floats(padded_count_ * stride_)) {
+      data_(padded_count_ * stride_) {
   if (dim_ != stride_)
     for (int64_t i = 0; i < count_; ++i) std::fill(row(i) + dim_, row(i) + stride_, 0.f);
   std::fill(row(count_), row(0) + padded_count_ * stride_, 0.f);
 }
+
+float dot_rows(const float* a, const float* b, int64_t stride) { return float32_kernels().dot(a, b, stride); }
 
 void contrast_forward(const Contrast& problem, const ContrastForward& out) {
   TilePass(problem, kernels_for(problem.bf16_products)).forward(out);

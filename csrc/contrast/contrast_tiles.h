@@ -15,7 +15,7 @@
 namespace fastcl {
 
 constexpr int kMaxTile = 256;  // rows and columns of a tile, at most
-constexpr int kSkew = 16;      // words between the rows of G beyond its width: a walk down a column spreads over L1 sets
+constexpr int kSkew = 16;  // words between the rows of G beyond its width: a walk down a column spreads over L1 sets
 
 // Which pairs (i, j) are left out: those of one group.
 struct TileMask {
@@ -26,25 +26,25 @@ struct TileMask {
 };
 
 struct Tile {
-  const float* a;  // rows, [rows, words]
-  const float* b;  // panels of the keys, [cols / cols_step, words, cols_step]
-  int words;       // along dim
-  int rows, cols;  // computed: multiples of rows_step and cols_step
-  int64_t i0, j0;  // of the tile's corner
+  const float* a;                // rows, [rows, words]
+  const float* b;                // panels of the keys, [cols / cols_step, words, cols_step]
+  int words;                     // along dim
+  int rows, cols;                // computed: multiples of rows_step and cols_step
+  int64_t i0, j0;                // of the tile's corner
   int64_t live_rows, live_cols;  // of the whole matrix: what lies beyond is padding
   TileMask mask;
   // What follows is indexed from the tile's corner.
   const float* row_reference;  // sum, safe: log2 of what each row's sum is relative to
   const float* col_reference;
-  const float* row_weight;     // gradient: scale grad 2^-lse; safe: scale grad
+  const float* row_weight;  // gradient: scale grad 2^-lse; safe: scale grad
   const float* col_weight;
-  const float* row_lse;        // gradient, safe: log2 of each row's sum
+  const float* row_lse;  // gradient, safe: log2 of each row's sum
   const float* col_lse;
-  float* row_out;              // [rows], sum or maximum over the tile's columns
-  float* col_out;              // [cols]
-  float* g_rows;               // [rows, ld_rows] words, contraction along the columns
-  float* g_cols;               // bfloat16 only: [rows / 2, ld_cols] pairs of rows; else g_rows is read for both
-  int ld_rows, ld_cols;        // words
+  float* row_out;        // [rows], sum or maximum over the tile's columns
+  float* col_out;        // [cols]
+  float* g_rows;         // [rows, ld_rows] words, contraction along the columns
+  float* g_cols;         // bfloat16 only: [rows / 2, ld_cols] pairs of rows; else g_rows is read for both
+  int ld_rows, ld_cols;  // words
 };
 
 // out[rows, dim] += A B, with A read in place through two strides and B in panels of cols_step columns.
@@ -75,6 +75,8 @@ struct ContrastKernels {
   void (*pack_words)(const float* z, int64_t rows, int64_t dim, float* out);
   // `rows` rows of z as the B of a product: panels of cols_step columns of dim, contraction along the rows.
   void (*pack_block)(const float* z, int rows, int64_t dim, ptrdiff_t panel_stride, float* out);
+  // <a, b> over dim, a multiple of cols_step.
+  float (*dot)(const float* a, const float* b, int64_t dim);
 };
 
 // Null where they were not compiled or this processor cannot run them.

@@ -14,9 +14,7 @@ struct Float32Products {
   static FASTCL_INLINE typename V::F multiply_add(typename V::F a, typename V::F b, typename V::F sum) {
     return V::fma(a, b, sum);
   }
-  static FASTCL_INLINE typename V::F words(const float* z, typename V::F factor) {
-    return V::mul(V::load(z), factor);
-  }
+  static FASTCL_INLINE typename V::F words(const float* z, typename V::F factor) { return V::mul(V::load(z), factor); }
   // Two rows of the contraction side by side; one is enough here.
   static FASTCL_INLINE typename V::F rows(const float* z, int64_t) { return V::load(z); }
 };
@@ -40,8 +38,7 @@ struct ContrastTiles {
       FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) columns[v] = V::load(b + v * kLanes);
       FASTCL_UNROLL for (int r = 0; r < kRows; ++r) {
         const F x = V::set(a[r * row_stride]);
-        FASTCL_UNROLL for (int v = 0; v < kVectors; ++v)
-          sums[r][v] = Products::multiply_add(x, columns[v], sums[r][v]);
+        FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) sums[r][v] = Products::multiply_add(x, columns[v], sums[r][v]);
       }
       a += word_stride;
       b += kCols;
@@ -49,14 +46,12 @@ struct ContrastTiles {
   }
 
   static FASTCL_INLINE void clear(Sums& sums) {
-    FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v)
-      sums[r][v] = V::set(0.f);
+    FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) sums[r][v] =
+        V::set(0.f);
   }
 
   // 2^(x - reference), reference being an upper bound of x.
-  static FASTCL_INLINE F exp2_below(F x, F reference) {
-    return V::exp2(V::max(V::sub(x, reference), V::set(kLeast)));
-  }
+  static FASTCL_INLINE F exp2_below(F x, F reference) { return V::exp2(V::max(V::sub(x, reference), V::set(kLeast))); }
 
   // Bit l: the pair (i, j + l) counts.
   static FASTCL_INLINE uint32_t kept(const Tile& t, int row, int col) {
@@ -105,7 +100,7 @@ struct ContrastTiles {
   static FASTCL_NOINLINE void sums_tile(const Tile& t) {
     alignas(64) float row_sum[kMaxTile][kLanes];
     for (int i = 0; i < t.rows; ++i) V::store(row_sum[i], V::set(0.f));
-    for (int col = 0; col < t.cols; col += kCols) {   // a panel of keys stays in L1 ...
+    for (int col = 0; col < t.cols; col += kCols) {  // a panel of keys stays in L1 ...
       alignas(64) float col_sum[kCols];
       F col_reference[kVectors];
       FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
@@ -141,11 +136,11 @@ struct ContrastTiles {
         }
         if constexpr (kColumns)
           FASTCL_UNROLL for (int v = 0; v < kVectors; ++v)
-            V::store(col_sum + v * kLanes, V::add(V::load(col_sum + v * kLanes), col_add[v]));
+              V::store(col_sum + v * kLanes, V::add(V::load(col_sum + v * kLanes), col_add[v]));
       }
       if constexpr (kColumns)
         FASTCL_UNROLL for (int v = 0; v < kVectors; ++v)
-          V::store(t.col_out + col + v * kLanes, V::load(col_sum + v * kLanes));
+            V::store(t.col_out + col + v * kLanes, V::load(col_sum + v * kLanes));
     }
     for (int i = 0; i < t.rows; ++i) t.row_out[i] = V::sum(V::load(row_sum[i]));
   }
@@ -181,7 +176,7 @@ struct ContrastTiles {
         }
         if constexpr (kPack == 1) {
           FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v)
-            V::store(t.g_rows + ptrdiff_t(row + r) * t.ld_rows + col + v * kLanes, s[r][v]);
+              V::store(t.g_rows + ptrdiff_t(row + r) * t.ld_rows + col + v * kLanes, s[r][v]);
         } else {
           FASTCL_UNROLL for (int r = 0; r < kRows; r += 2) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
             Products::store_half(t.g_rows + ptrdiff_t(row + r) * t.ld_rows + (col + v * kLanes) / 2, s[r][v]);
@@ -200,8 +195,8 @@ struct ContrastTiles {
         clear(sums);
         float* out = p.out + row * p.out_stride + panel * kCols;
         // out comes from far away: ask for it now, add to it after the multiplication, and its latency is hidden.
-        FASTCL_UNROLL for (int r = 0; r < kRows; ++r)
-          for (int v = 0; v < kVectors; ++v) FASTCL_PREFETCH(out + r * p.out_stride + v * kLanes);
+        FASTCL_UNROLL for (int r = 0; r < kRows; ++r) for (int v = 0; v < kVectors; ++v)
+            FASTCL_PREFETCH(out + r * p.out_stride + v * kLanes);
         multiply(p.a + row * p.row_stride, p.row_stride, p.word_stride, p.b + panel * p.panel_stride, p.words, sums);
         FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
           float* at = out + r * p.out_stride + v * kLanes;
@@ -216,8 +211,8 @@ struct ContrastTiles {
       for (int64_t w = 0; w < words; w += kLanes) {
         const int64_t first = panel * kCols + v * kLanes;
         F block[kLanes];
-        FASTCL_UNROLL for (int r = 0; r < kLanes; ++r)
-          block[r] = first + r < rows ? Products::words(z + (first + r) * dim + w * kPack, V::set(factor)) : V::set(0.f);
+        FASTCL_UNROLL for (int r = 0; r < kLanes; ++r) block[r] =
+            first + r < rows ? Products::words(z + (first + r) * dim + w * kPack, V::set(factor)) : V::set(0.f);
         V::transpose(block);
         FASTCL_UNROLL for (int k = 0; k < kLanes; ++k) V::store(out + (w + k) * kCols + v * kLanes, block[k]);
       }
@@ -232,8 +227,18 @@ struct ContrastTiles {
     for (int row = 0; row < rows; row += kPack)
       for (int64_t panel = 0; panel < dim / kCols; ++panel)
         FASTCL_UNROLL for (int v = 0; v < kVectors; ++v)
-          V::store(out + panel * panel_stride + row / kPack * kCols + v * kLanes,
-                   Products::rows(z + row * dim + panel * kCols + v * kLanes, dim));
+            V::store(out + panel * panel_stride + row / kPack * kCols + v * kLanes,
+                     Products::rows(z + row * dim + panel * kCols + v * kLanes, dim));
+  }
+
+  static float dot(const float* a, const float* b, int64_t dim) {
+    F sums[kVectors];
+    FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) sums[v] = V::set(0.f);
+    for (int64_t d = 0; d < dim; d += kCols)
+      FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) sums[v] =
+          V::fma(V::load(a + d + v * kLanes), V::load(b + d + v * kLanes), sums[v]);
+    FASTCL_UNROLL for (int v = 1; v < kVectors; ++v) sums[0] = V::add(sums[0], sums[v]);
+    return V::sum(sums[0]);
   }
 
   static void maxima(const Tile& t, bool masked, bool columns) {
@@ -258,8 +263,8 @@ struct ContrastTiles {
     kVariants[masked][columns][safe](t);
   }
 
-  static constexpr ContrastKernels kTable = {kRows, kCols,   kPack,      maxima,     sums,
-                                             gradient, product, pack_panel, pack_words, pack_block};
+  static constexpr ContrastKernels kTable = {kRows,   kCols,      kPack,      maxima,     sums, gradient,
+                                             product, pack_panel, pack_words, pack_block, dot};
 };
 
 }  // namespace fastcl

@@ -12,17 +12,15 @@ namespace fastcl {
 namespace {
 
 constexpr double kEps = 1e-12;  // torch.nn.functional.normalize's
-constexpr int kLanes = 8;       // independent sums, so that the compiler may vectorise
+// Sums of squares outside are formed again in double: those of float32 may have overflowed, or lost what is small.
+constexpr float kLeastSquare = 1e-24f, kLargestSquare = 1e30f;
 
-double dot(const float* a, const float* b, int64_t dim) {
-  double lanes[kLanes] = {};
-  int64_t d = 0;
-  for (; d + kLanes <= dim; d += kLanes)
-    for (int l = 0; l < kLanes; ++l) lanes[l] += double(a[d + l]) * b[d + l];
+double length(const float* row, int64_t dim, int64_t stride) {
+  const float square = dot_rows(row, row, stride);
+  if (square >= kLeastSquare && square <= kLargestSquare) return std::sqrt(double(square));
   double sum = 0;
-  for (; d < dim; ++d) sum += double(a[d]) * b[d];
-  for (double lane : lanes) sum += lane;
-  return sum;
+  for (int64_t d = 0; d < dim; ++d) sum += double(row[d]) * row[d];
+  return std::sqrt(sum);
 }
 
 // Unit rows of both views, [2n, dim], and the length of each.
@@ -32,22 +30,21 @@ struct UnitRows {
   int64_t n;
   bool finite;
 
-  UnitRows(const void* z0, const void* z1, FloatType type, int64_t n, int64_t dim)
-      : z(2 * n, dim), norm(2 * n), n(n) {
+  UnitRows(const void* z0, const void* z1, FloatType type, int64_t n, int64_t dim) : z(2 * n, dim), norm(2 * n), n(n) {
     parallel_for(2 * n, grain_of(dim), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         float* row = z.row(i);
         load_floats(i < n ? z0 : z1, type, (i < n ? i : i - n) * dim, dim, row);
-        norm[i] = std::sqrt(dot(row, row, dim));
-        const double inverse = 1 / std::max(norm[i], kEps);
-        for (int64_t d = 0; d < dim; ++d) row[d] = static_cast<float>(row[d] * inverse);
+        norm[i] = length(row, dim, z.stride());
+        const float inverse = static_cast<float>(1 / std::max(norm[i], kEps));
+        for (int64_t d = 0; d < dim; ++d) row[d] *= inverse;
       }
     });
     finite = std::all_of(norm.begin(), norm.end(), [](double length) { return std::isfinite(length); });
   }
 
   int64_t positive(int64_t i) const { return i < n ? i + n : i - n; }
-  double positive_cosine(int64_t i) const { return dot(z.row(i), z.row(positive(i)), z.dim()); }
+  float positive_cosine(int64_t i) const { return dot_rows(z.row(i), z.row(positive(i)), z.stride()); }
 
   // Row i's pairs with itself and with its positive are of one group: i mod n.
   Contrast problem(float scale, bool bf16_products) const {
@@ -66,7 +63,7 @@ void ntxent_forward(const NtxentForward& p) {
   contrast_forward(rows.problem(p.scale, p.bf16_products), {negatives.data(), nullptr});
   parallel_for(p.n, grain_of(2 * p.dim), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const double positive = p.scale * rows.positive_cosine(i);
+      const double positive = double(p.scale) * rows.positive_cosine(i);
       for (int64_t row : {i, i + p.n}) {
         const double margin = negatives[row] - positive;
         p.losses[row] = static_cast<float>(std::max(margin, 0.0) + std::log1p(std::exp(-std::fabs(margin))));
@@ -81,7 +78,7 @@ void ntxent_backward(const NtxentBackward& p) {
   std::vector<float> lse(count), pull(count);
   bool finite = rows.finite && std::isfinite(p.scale);
   for (int64_t i = 0; i < p.n; ++i) {
-    const double positive = p.scale * rows.positive_cosine(i);
+    const double positive = double(p.scale) * rows.positive_cosine(i);
     double sum = 0;  // of grad (p_positive - 1) over the pair's two rows
     for (int64_t row : {i, i + p.n}) {
       lse[row] = static_cast<float>(positive + p.losses[row]);
@@ -105,23 +102,24 @@ void ntxent_backward(const NtxentBackward& p) {
   contrast_backward(rows.problem(p.scale, p.bf16_products),
                     {lse.data(), p.grad_losses, nullptr, nullptr, grad, nullptr});
 
-  std::vector<double> along(count);  // of each row's gradient, its part along the row
+  std::vector<float> along(count);  // of each row's gradient, its part along the row
   parallel_for(count, grain_of(2 * p.dim), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const float* z = rows.z.row(i);
       const float* positive = rows.z.row(rows.positive(i));
       float* g = grad + i * rows.z.stride();
       for (int64_t d = 0; d < p.dim; ++d) g[d] += pull[i] * positive[d];
-      along[i] = dot(z, g, p.dim);
+      along[i] = dot_rows(z, g, rows.z.stride());
       // Only the part across the row changes its direction; a row of zeros has none.
-      const double norm = rows.norm[i], inverse = norm == 0 ? 0 : 1 / std::max(norm, kEps);
-      const double tangent = norm > kEps ? along[i] : 0;
-      for (int64_t d = 0; d < p.dim; ++d) g[d] = static_cast<float>((g[d] - tangent * z[d]) * inverse);
+      const double norm = rows.norm[i];
+      const float inverse = static_cast<float>(norm == 0 ? 0 : 1 / std::max(norm, kEps));
+      const float tangent = norm > kEps ? along[i] : 0;
+      for (int64_t d = 0; d < p.dim; ++d) g[d] = (g[d] - tangent * z[d]) * inverse;
       if (!in_place) store_floats(g, p.dim, p.type, i * p.dim, p.grad_z);
     }
   });
   double sum = 0;
-  for (double part : along) sum += part;
+  for (float part : along) sum += part;
   // The loss depends on scale <z_i, z_j> alone: d/dscale is half of the sum of d/dlog|z_i|, over scale.
   *p.grad_scale = static_cast<float>(sum / (2.0 * p.scale));
 }

@@ -8,8 +8,8 @@
 namespace fastcl {
 
 struct SimilarityLse {
-  const void* q;  // [rows, dim], of type `type`, contiguous
-  const void* k;  // [cols, dim]; not read where symmetric
+  const void* q;   // [rows, dim], of type `type`, contiguous
+  const void* k;   // [cols, dim]; not read where symmetric
   bool symmetric;  // k is q
   FloatType type;
   int64_t rows;

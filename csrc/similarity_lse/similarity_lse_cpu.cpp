@@ -1,5 +1,3 @@
-#include "similarity_lse/similarity_lse.h"
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -9,6 +7,7 @@
 
 #include "common/parallel.h"
 #include "contrast/contrast.h"
+#include "similarity_lse/similarity_lse.h"
 
 namespace fastcl {
 namespace {

@@ -20,10 +20,12 @@ std::tuple<Tensor, Tensor> similarity_lse_cpu(const Tensor& q, std::optional<Ten
   return {row_lse, col_lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward_cpu(
-    const Tensor& grad_row, const Tensor& grad_col, const Tensor& q, std::optional<Tensor> k, const Tensor& scale,
-    std::optional<Tensor> q_group, std::optional<Tensor> k_group, const Tensor& row_lse, const Tensor& col_lse,
-    bool need_q, bool need_k, std::string precision) {
+std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward_cpu(const Tensor& grad_row, const Tensor& grad_col,
+                                                               const Tensor& q, std::optional<Tensor> k,
+                                                               const Tensor& scale, std::optional<Tensor> q_group,
+                                                               std::optional<Tensor> k_group, const Tensor& row_lse,
+                                                               const Tensor& col_lse, bool need_q, bool need_k,
+                                                               std::string precision) {
   const SimilarityLseInputs inputs(q, k, q_group, k_group);
   const bool columns = k && col_lse.numel() > 0;
   need_q = need_q || !k;
@@ -37,11 +39,11 @@ std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward_cpu(
   };
   Tensor grad_q = gradient(need_q, inputs.rows), grad_k = gradient(need_k, inputs.cols);
   Tensor grad_scale = new_tensor(q, {}, ScalarType::Float);
-  similarity_lse_backward(inputs.problem(scale_value(kOp, scale), bf16_products(kOp, precision)),
-                          {floats(rows), floats(grad_rows), columns ? floats(cols) : nullptr,
-                           columns ? floats(grad_cols) : nullptr, need_q ? grad_q.mutable_data_ptr() : nullptr,
-                           need_k ? grad_k.mutable_data_ptr() : nullptr,
-                           static_cast<float*>(grad_scale.mutable_data_ptr())});
+  similarity_lse_backward(
+      inputs.problem(scale_value(kOp, scale), bf16_products(kOp, precision)),
+      {floats(rows), floats(grad_rows), columns ? floats(cols) : nullptr, columns ? floats(grad_cols) : nullptr,
+       need_q ? grad_q.mutable_data_ptr() : nullptr, need_k ? grad_k.mutable_data_ptr() : nullptr,
+       static_cast<float*>(grad_scale.mutable_data_ptr())});
   return {grad_q, grad_k, grad_scale};
 }
 

@@ -35,12 +35,18 @@ struct SimilarityLseInputs {
   }
 
   SimilarityLse problem(float scale, bool bf16_products) const {
-    return {q.const_data_ptr(),    k ? k->const_data_ptr() : nullptr,
-            !k,                    type,
-            rows,                  cols,
-            dim,                   scale,
-            q_group.has_value(),   integers(q_group),
-            integers(k_group),     bf16_products};
+    return {q.const_data_ptr(),
+            k ? k->const_data_ptr() : nullptr,
+            !k,
+            type,
+            rows,
+            cols,
+            dim,
+            scale,
+            q_group.has_value(),
+            integers(q_group),
+            integers(k_group),
+            bf16_products};
   }
 
   static constexpr const char* kOp = "similarity_lse";

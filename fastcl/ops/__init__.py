@@ -1,8 +1,21 @@
 """The fused ops: each has one file here, one folder in ``csrc/``, one test and one bench, all of one name."""
 
+from fastcl.ops.augment import augment_apply, augment_sample
+from fastcl.ops.int8_conv2d import int8_conv2d
+from fastcl.ops.int8_linear import int8_linear, int8_pack_weight
 from fastcl.ops.ntxent import ntxent
 from fastcl.ops.registry import BackendError, backends, use_backend
 from fastcl.ops.similarity_lse import similarity_lse
 
-
-__all__ = ["BackendError", "backends", "ntxent", "similarity_lse", "use_backend"]
+__all__ = [
+    "BackendError",
+    "augment_apply",
+    "augment_sample",
+    "backends",
+    "int8_conv2d",
+    "int8_linear",
+    "int8_pack_weight",
+    "ntxent",
+    "similarity_lse",
+    "use_backend",
+]

@@ -48,7 +48,7 @@ def check_scale(op: str, scale: float | Tensor, like: Tensor) -> Tensor:
     return scale.reshape(()).to(device=like.device, dtype=dtype)
 
 
-@torch.compiler.assume_constant_result  # read when the graph is compiled
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # read when the graph is compiled
 def _default_precision() -> str:
     return torch.get_float32_matmul_precision()
 
@@ -56,7 +56,7 @@ def _default_precision() -> str:
 def check_precision(op: str, precision: str | None) -> str:
     """Gives the precision of float32 products, by default torch's own setting."""
     if precision is None:
-        return _default_precision()
+        return str(_default_precision())
     if precision not in PRECISIONS:
         raise ValueError(f"{op}: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     return precision

@@ -26,12 +26,13 @@ def ntxent(z0: Tensor, z1: Tensor, scale: float | Tensor, *, precision: str | No
         z0: embeddings of the first view, [N, D], float32, bfloat16, float16 or float64.
         z1: embeddings of the second view, row i being the positive of ``z0``'s row i; shape and dtype of ``z0``.
         scale: 1 / temperature; a number, or a 0-d tensor that may require a gradient.
-        precision: of the products of float32 inputs: ``"highest"`` or ``"high"`` (float32), ``"medium"`` (bfloat16 where
-            the processor has it); ``None`` follows :func:`torch.get_float32_matmul_precision`.
+        precision: of the products of float32 inputs: ``"highest"`` or ``"high"`` (float32), ``"medium"`` (bfloat16
+            where the processor multiplies those faster); ``None`` follows
+            :func:`torch.get_float32_matmul_precision`.
 
     Returns:
-        Losses [2N], float32 (float64 for float64 inputs): first the rows of ``z0``, then those of ``z1``. A row of zeros
-        counts as a vector of similarity 0 to all and gets a zero gradient.
+        Losses [2N], float32 (float64 for float64 inputs): first the rows of ``z0``, then those of ``z1``. A row of
+        zeros counts as a vector of similarity 0 to all and gets a zero gradient.
 
     Raises:
         TypeError: for an argument of the wrong type or dtype.
@@ -51,7 +52,7 @@ def _normalized(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _similarities(z: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Scaled similarities: to the negatives, [2N, 2N] with -inf for a row's own and its positive; to the positive, [2N]."""
+    """Scaled similarities to the negatives, [2N, 2N], -inf for a row's own and its positive; to the positive, [2N]."""
     n = len(z) // 2
     sample = torch.arange(2 * n, device=z.device) % n
     negative = (scale * (z @ z.T)).masked_fill(sample[:, None] == sample, float("-inf"))

@@ -20,7 +20,7 @@ import torch
 
 from fastcl.ops.schemas import SCHEMAS
 
-__all__ = ["BACKENDS", "BackendError", "backends", "native_library", "op", "register", "use_backend"]
+__all__ = ["BACKENDS", "BackendError", "backends", "native_library", "op", "register", "runs_native", "use_backend"]
 
 BACKENDS = ("auto", "native", "reference")
 _NAMESPACES = ("fastcl", "fastcl_reference")
@@ -101,6 +101,12 @@ def op(name: str, tensor: torch.Tensor) -> Any:
     if _backend == "native" and not torch.compiler.is_compiling():
         _require_native(name, tensor.device.type)
     return getattr(torch.ops.fastcl, name)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # asked when the graph is compiled
+def runs_native(name: str, device_type: str) -> bool:
+    """Whether the op `name` runs a native kernel on tensors of that device, under the backend in force."""
+    return _backend != "reference" and _has_native(name, device_type)
 
 
 @contextlib.contextmanager

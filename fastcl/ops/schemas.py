@@ -1,7 +1,7 @@
 """Every op's signature, on one screen.
 
-They stand in Python, not in C++, because the package also works where nothing native was built. ``csrc/<op>/<op>_cpu.cpp``
-and ``<op>_cuda_ops.cpp`` implement them; ``fastcl/ops/<op>.py`` holds the public function and the reference.
+They stand in Python, not in C++, because the package also works where nothing native was built.
+``csrc/<op>/<op>_cpu_ops.cpp`` implements them; ``fastcl/ops/<op>.py`` holds the public function and the reference.
 """
 
 SCHEMAS: dict[str, str] = {
@@ -18,5 +18,21 @@ SCHEMAS: dict[str, str] = {
     "ntxent_backward": (
         "(Tensor grad_losses, Tensor z0, Tensor z1, Tensor scale, Tensor losses, str precision)"
         " -> (Tensor grad_z, Tensor grad_scale)"
+    ),
+    "int8_pack_weight": "(Tensor weight, str kernel) -> Tensor",
+    "int8_linear": (
+        "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? packed, str activation) -> Tensor"
+    ),
+    "augment_sample": (
+        "(Tensor recipe, Tensor index, SymInt seed, SymInt epoch, SymInt view, SymInt height, SymInt width,"
+        " SymInt out_height, SymInt out_width) -> Tensor"
+    ),
+    "augment_apply": (
+        "(Tensor images, Tensor params, SymInt height, SymInt width, str interpolation, float[] fill, float[] mean,"
+        " float[] std, ScalarType dtype) -> Tensor"
+    ),
+    "int8_conv2d": (
+        "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? packed, int[] stride, int[] padding,"
+        " int[] dilation, str activation) -> Tensor"
     ),
 }

@@ -35,16 +35,17 @@ def similarity_lse(
         q: queries [M, D], float32, bfloat16, float16 or float64, used as they are (not normalised).
         k: keys [P, D] of ``q``'s dtype; ``None`` takes ``q`` itself (half the work), each row leaving itself out.
         scale: 1 / temperature; a number, or a 0-d tensor that may require a gradient.
-        q_group: int64 [M]; pairs with ``q_group[i] == k_group[j]`` are left out. ``None``: no pair is left out, or, where
-            ``k`` is ``None``, only each row's pair with itself.
+        q_group: int64 [M]; pairs with ``q_group[i] == k_group[j]`` are left out. ``None``: no pair is left out, or,
+            where ``k`` is ``None``, only each row's pair with itself.
         k_group: int64 [P]; given exactly where ``q_group`` and ``k`` are.
         columns: also give the log-sum-exp over the rows for each column, from the same pass; only with ``k``.
-        precision: of the products of float32 inputs: ``"highest"`` or ``"high"`` (float32), ``"medium"`` (bfloat16 where
-            the processor has it); ``None`` follows :func:`torch.get_float32_matmul_precision`.
+        precision: of the products of float32 inputs: ``"highest"`` or ``"high"`` (float32), ``"medium"`` (bfloat16
+            where the processor multiplies those faster); ``None`` follows
+            :func:`torch.get_float32_matmul_precision`.
 
     Returns:
-        Row log-sum-exps [M], float32 (float64 for float64 inputs), ``-inf`` where no pair is left; with ``columns`` also
-        the columns' [P].
+        Row log-sum-exps [M], float32 (float64 for float64 inputs), ``-inf`` where no pair is left; with ``columns``
+        also the columns' [P].
 
     Raises:
         TypeError: for an argument of the wrong type or dtype.

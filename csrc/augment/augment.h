@@ -1,0 +1,88 @@
+// Augmentation in two ops: a recipe and a sample number give one row of parameters, a row and an image give a view.
+//
+//   crop, antialiased resize, flips -> warp -> colour jitter in the row's order -> grayscale -> blur -> normalise
+//
+// A stage whose parameters say "identity" is skipped. Values stay float32 between the stages.
+#pragma once
+
+#include <cstdint>
+
+namespace fastcl {
+
+enum ColorOp { kNoOp, kBrightness, kContrast, kSaturation, kHue, kColorOps };
+enum Crop { kWhole, kRandom, kCenter };
+enum FlipAt { kBeforeCrop, kAfterCrop, kAfterWarp };
+
+// One row of the params table; the fields are the columns PARAM_NAMES of fastcl/ops/augment.py.
+struct AugmentParams {
+  float crop_top, crop_left, crop_height, crop_width;  // box in source pixels, taken before the flips
+  float hflip, vflip;                                  // 0 or 1
+  float map[9];       // output pixel to source pixel, row by row, (x, y, 1) counted from the images' centres
+  float color_op[4];  // ColorOp, in the order of application
+  float brightness, contrast, saturation;  // factors
+  float hue;                               // shift in turns of the circle, -0.5 to 0.5
+  float grayscale;                         // 0 or 1
+  float blur_sigma;                        // pixels; 0: no blur
+  float blur_radius_x, blur_radius_y;      // pixels; the kernel has 2 radius + 1 taps
+};
+constexpr int64_t kParams = sizeof(AugmentParams) / sizeof(float);
+
+// What may happen; the fields are RECIPE_NAMES of fastcl/ops/augment.py.
+struct AugmentRecipe {
+  double pass;                            // of several over one image: each draws its own numbers
+  double crop;                            // Crop
+  double crop_scale_min, crop_scale_max;  // fraction of the image's area
+  double crop_ratio_min, crop_ratio_max, crop_log_ratio_min, crop_log_ratio_max;  // width / height
+  double hflip_p, hflip_at, vflip_p, vflip_at;                                    // at: FlipAt
+  double warp_p;
+  double angle_from, angle_to;      // degrees, clockwise
+  double translate_x, translate_y;  // at most, as a fraction of the side; negative: none
+  double zoom_min, zoom_max;
+  double shear_x_min, shear_x_max, shear_y_min, shear_y_max;  // degrees
+  double center_given, center_x, center_y;                    // of the warp, pixels; not given: the image's centre
+  double jitter_p;
+  double brightness_min, brightness_max, contrast_min, contrast_max, saturation_min, saturation_max, hue_min, hue_max;
+  double grayscale_p;
+  double blur_p, blur_sigma_min, blur_sigma_max;
+  double blur_radius_x, blur_radius_y;  // -1: ceil(4 sigma)
+};
+constexpr int64_t kRecipe = sizeof(AugmentRecipe) / sizeof(double);
+
+// Where a batch of draws stands in the stream of all draws, and the sizes that they are for.
+struct AugmentStream {
+  uint64_t seed;
+  uint32_t epoch;
+  uint32_t view;                  // < 2^16
+  int32_t height, width;          // of the images
+  int32_t out_height, out_width;  // of the views
+};
+
+struct AugmentSample {
+  AugmentRecipe recipe;
+  AugmentStream stream;
+  const int64_t* index;  // [n], sample numbers
+  int64_t n;
+  AugmentParams* params;  // [n]
+};
+
+enum class PixelType { kUint8, kFloat32, kBFloat16, kFloat16 };
+
+struct AugmentApply {
+  const void* images;  // [n, channels, height, width], kUint8 (0 to 255) or kFloat32 (0 to 1)
+  PixelType image_type;
+  bool channels_last;  // images lie as [n, height, width, channels]
+  int64_t n, channels, height, width;
+  const AugmentParams* params;  // [n], checked
+  int64_t out_height, out_width;
+  bool nearest;              // the warp's interpolation, else bilinear
+  const float* fill;         // [channels], what a warp shows outside the image, in the images' units; null: none
+  const float* mean;         // [channels]
+  const float* inverse_std;  // [channels]
+  void* out;                 // [n, channels, out_height, out_width], of out_type
+  PixelType out_type;
+};
+
+void augment_sample(const AugmentSample& problem);
+void augment_apply(const AugmentApply& problem);
+
+}  // namespace fastcl

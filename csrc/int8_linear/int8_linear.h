@@ -1,0 +1,88 @@
+// Linear layer on int8 products, activations quantised per row as they come (W8A8, dynamic, symmetric):
+//
+//   s_m  = absmax_k |x_mk| / 127          q_mk = round_half_even(x_mk * (127 / absmax)), the product not rounded before
+//   a_mn = sum_k q_mk w_nk                exact int32: k <= 131072
+//   y_mn = activation(float(a_mn) * (s_m * weight_scale_n) + bias_n)
+//
+// All of it in float32 without contraction, so that every kernel gives the same bits (GELU and SiLU: the same to 1e-6).
+// A row whose absmax is under 2^-100 counts as zeros; one that holds a NaN or an infinity comes out as NaN.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <type_traits>
+
+#include "common/float_types.h"
+
+namespace fastcl {
+
+constexpr int64_t kInt8MaxDepth = 131072;  // 131072 * 127 * 128 < 2^31
+
+enum class Activation { kNone, kRelu, kGelu, kSilu };
+
+// A weight laid out for one kernel, in one block of int8_packed_bytes(n, k) bytes:
+//   Int8PackedHeader | int32 sums of each row of the weight [n32] | int8 weight in the kernel's order [n32 * k16]
+// with n rounded up to 32 and k to 16; what is added is zero.
+struct Int8PackedHeader {
+  char kernel[16];  // its name, padded with zeros
+  int64_t n;
+  int64_t k;
+  char unused[32];
+};
+static_assert(sizeof(Int8PackedHeader) == 64);
+
+inline int64_t int8_padded_n(int64_t n) { return (n + 31) / 32 * 32; }
+inline int64_t int8_padded_k(int64_t k) { return (k + 15) / 16 * 16; }
+inline int64_t int8_packed_bytes(int64_t n, int64_t k) {
+  return int64_t(sizeof(Int8PackedHeader)) + int8_padded_n(n) * (4 + int8_padded_k(k));
+}
+template <class Byte>
+auto* int8_packed_sums(Byte* block) {
+  using Sum = std::conditional_t<std::is_const_v<Byte>, const int32_t, int32_t>;
+  return reinterpret_cast<Sum*>(block + sizeof(Int8PackedHeader));
+}
+template <class Byte>
+auto* int8_packed_weight(Byte* block, int64_t n) {
+  using Weight = std::conditional_t<std::is_const_v<Byte>, const int8_t, int8_t>;
+  return reinterpret_cast<Weight*>(block + sizeof(Int8PackedHeader) + 4 * int8_padded_n(n));
+}
+
+struct Int8PackWeight {
+  const int8_t* weight;  // [n, k], contiguous
+  int64_t n;
+  int64_t k;
+  uint8_t* packed;  // [int8_packed_bytes(n, k)], on a multiple of 64 bytes
+};
+
+struct Int8Patches;  // int8_conv2d.h
+
+struct Int8Linear {
+  const void* x;               // [m, k], of type `type`, contiguous
+  const Int8Patches* patches;  // null, or how the rows lie in x: then x is images
+  FloatType type;              // of x and y
+  int64_t m;
+  int64_t k;
+  int64_t n;
+  const uint8_t* packed;      // by the kernel that is to run
+  const float* weight_scale;  // [n]
+  const float* bias;          // [n], null: none
+  Activation activation;
+  void* y;  // [m, n]
+};
+
+// A kernel: its weight layout, and the product on it. All kernels give the same results.
+struct Int8Kernel {
+  const char* name;
+  bool (*available)();                  // on this machine, within FASTCL_CPU
+  void (*pack)(const Int8PackWeight&);  // adds sums and weight to a block of zeros that has its header
+  void (*linear)(const Int8Linear&);
+};
+
+// The kernel of that name, "auto" being the fastest available one; null where it is unknown or not available.
+const Int8Kernel* int8_kernel(const std::string& name);
+std::string int8_kernel_names();  // those available, for messages: "avx512_vnni, avx2, portable"
+
+// Fills all of params.packed for one kernel; kernel.linear then runs on it.
+void int8_pack_weight(const Int8Kernel& kernel, const Int8PackWeight& params);
+
+}  // namespace fastcl

@@ -1,0 +1,104 @@
+#include "int8_linear/int8_linear_cpu.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "common/memory.h"
+#include "common/parallel.h"
+#include "int8_linear/int8_linear_math.h"
+
+namespace fastcl {
+namespace {
+
+constexpr int64_t kRows = 16, kColumns = 64;  // of the output, one task
+
+// Packed for this kernel: rows [n32, k16], as they stand.
+void pack_portable(const Int8PackWeight& p) {
+  const int64_t k16 = int8_padded_k(p.k);
+  int32_t* sums = int8_packed_sums(p.packed);
+  int8_t* rows = int8_packed_weight(p.packed, p.n);
+  for (int64_t n = 0; n < p.n; ++n) {
+    std::memcpy(rows + n * k16, p.weight + n * p.k, size_t(p.k));
+    for (int64_t k = 0; k < p.k; ++k) sums[n] += p.weight[n * p.k + k];
+  }
+}
+
+RowScale quantize_row(const float* x, int64_t k, int8_t* q) {
+  uint32_t absmax = 0;
+  for (int64_t i = 0; i < k; ++i) absmax = std::max(absmax, float_to_bits(x[i]) & 0x7fffffffu);
+  const RowScale row = row_scale(absmax);
+  if (row.inverse == 0)
+    std::memset(q, 0, size_t(k));
+  else
+    for (int64_t i = 0; i < k; ++i) q[i] = quantize(x[i], row.inverse);
+  return row;
+}
+
+int32_t dot(const int8_t* a, const int8_t* b, int64_t k) {
+  int32_t sum = 0;
+  for (int64_t i = 0; i < k; ++i) sum += int32_t(a[i]) * b[i];
+  return sum;
+}
+
+void linear_portable(const Int8Linear& p) {
+  const int64_t k16 = int8_padded_k(p.k);
+  const int8_t* weight = int8_packed_weight(p.packed, p.n);
+  std::vector<int8_t> q(p.m * k16);
+  std::vector<float> scales(p.m);
+  parallel_for(p.m, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> x(p.k);
+    std::vector<uint8_t> patch;
+    for (int64_t m = begin; m < end; ++m) {
+      load_floats(row_values(p, m, patch), p.type, 0, p.k, x.data());
+      scales[m] = quantize_row(x.data(), p.k, q.data() + m * k16).scale;
+    }
+  });
+  const int64_t row_tasks = (p.m + kRows - 1) / kRows, column_tasks = (p.n + kColumns - 1) / kColumns;
+  parallel_for(row_tasks * column_tasks, 1, [&](int64_t begin, int64_t end) {
+    float y[kColumns];
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t m0 = task / column_tasks * kRows, n0 = task % column_tasks * kColumns;
+      const int64_t m1 = std::min(m0 + kRows, p.m), n1 = std::min(n0 + kColumns, p.n);
+      for (int64_t m = m0; m < m1; ++m) {
+        for (int64_t n = n0; n < n1; ++n)
+          y[n - n0] = dequantize(dot(q.data() + m * k16, weight + n * k16, k16), scales[m], p.weight_scale[n],
+                                 p.bias ? p.bias[n] : 0.f);
+        activate<false>(y, n1 - n0, p.activation);
+        store_floats(y, n1 - n0, p.type, m * p.n + n0, p.y);
+      }
+    }
+  });
+}
+
+const Int8Kernel kPortable = {"portable", [] { return true; }, pack_portable, linear_portable};
+
+const Int8Kernel* const kKernels[] = {&kInt8Avx512Vnni, &kInt8AvxVnni, &kInt8Avx2, &kPortable};  // fastest first
+
+}  // namespace
+
+const Int8Kernel* int8_kernel(const std::string& name) {
+  for (const Int8Kernel* kernel : kKernels)
+    if ((name == "auto" || name == kernel->name) && kernel->available()) return kernel;
+  return nullptr;
+}
+
+std::string int8_kernel_names() {
+  std::string names;
+  for (const Int8Kernel* kernel : kKernels)
+    if (kernel->available()) names += (names.empty() ? "" : ", ") + std::string(kernel->name);
+  return names;
+}
+
+void int8_pack_weight(const Int8Kernel& kernel, const Int8PackWeight& p) {
+  prefer_huge_pages(p.packed, size_t(int8_packed_bytes(p.n, p.k)));
+  std::memset(p.packed, 0, size_t(int8_packed_bytes(p.n, p.k)));
+  Int8PackedHeader header = {};
+  std::strncpy(header.kernel, kernel.name, sizeof header.kernel - 1);
+  header.n = p.n;
+  header.k = p.k;
+  std::memcpy(p.packed, &header, sizeof header);
+  kernel.pack(p);
+}
+
+}  // namespace fastcl

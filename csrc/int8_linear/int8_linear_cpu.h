@@ -1,0 +1,225 @@
+// The CPU's kernels, and how the vector ones go over the matrices.
+//
+// A vector kernel multiplies a tile: a few rows of x, quantised into a micro-block, by a panel of columns. Here stands
+// what is the same for all: who does which tiles, when rows are quantised, what is prefetched.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "common/parallel.h"
+#include "int8_conv2d/int8_conv2d.h"
+#include "int8_linear/int8_linear.h"
+
+namespace fastcl {
+
+extern const Int8Kernel kInt8Avx512Vnni;
+extern const Int8Kernel kInt8AvxVnni;
+extern const Int8Kernel kInt8Avx2;
+
+constexpr int kInt8Chunk = 16;  // values of k in a row, between those of the next row of a micro-block
+
+struct Int8Tile {
+  const uint8_t* a;           // micro-block [k16 / 16][rows][16], values as the kernel wants them
+  const int8_t* b;            // panel of the packed weight
+  int64_t chunks;             // k16 / 16
+  const int32_t* sums;        // [panel]
+  const float* weight_scale;  // [panel]
+  const float* bias;          // [panel]
+  const float* row_scale;     // [rows]
+  uint8_t* y;
+  int64_t y_stride;  // bytes from row to row
+  FloatType type;    // of y
+  int columns;       // valid ones, up to the panel's
+  Activation activation;
+  bool stream;              // y is large: write it past the cache
+  const char* prefetch;     // what is read soon, ...
+  ptrdiff_t prefetch_step;  // ... bytes from one 4 values of k to the next
+};
+
+namespace {  // a copy for each kernel's file, which compiles it as it may
+
+// The k values of row m; a patch is gathered into `scratch`.
+inline const uint8_t* row_values(const Int8Linear& p, int64_t m, std::vector<uint8_t>& scratch) {
+  const int64_t value_bytes = size_of(p.type);
+  if (p.patches == nullptr) return static_cast<const uint8_t*>(p.x) + m * p.k * value_bytes;
+  scratch.resize(size_t(p.k * value_bytes));
+  gather_patch(*p.patches, p.x, value_bytes, m, scratch.data());
+  return scratch.data();
+}
+
+// Even cut of n items in parts: heights of micro-blocks differ by at most one, so none is thin.
+inline int64_t cut(int64_t n, int64_t parts, int64_t i) { return n * i / parts; }
+
+// Panels of kColumns rows of the weight, [n32 / kColumns][k16 / kGroup][kColumns][kGroup], and the rows' sums.
+template <int kColumns, int kGroup>
+void pack_panels(const Int8PackWeight& p) {
+  const int64_t panel_bytes = int8_padded_k(p.k) * kColumns;
+  int32_t* sums = int8_packed_sums(p.packed);
+  int8_t* panels = int8_packed_weight(p.packed, p.n);
+  parallel_for(p.n, kColumns, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const int8_t* row = p.weight + n * p.k;
+      int8_t* out = panels + n / kColumns * panel_bytes + n % kColumns * kGroup;
+      int32_t sum = 0;
+      for (int64_t k = 0; k < p.k; ++k) {
+        out[k / kGroup * kGroup * kColumns + k % kGroup] = row[k];
+        sum += row[k];
+      }
+      sums[n] = sum;
+    }
+  });
+}
+
+struct AlignedDelete {
+  void operator()(uint8_t* data) const { ::operator delete[](data, std::align_val_t(64)); }
+};
+
+// Rows in quantised form. Each thread has two: the kernel reads one while the other is filled.
+template <class Kernel>
+class Int8Block {
+ public:
+  int64_t first = 0, rows = 0, micro_blocks = 0;
+  std::vector<float> scale;  // [rows]
+
+  void open(int64_t begin, int64_t end, int64_t k) {
+    first = begin;
+    rows = end - begin;
+    micro_blocks = (rows + Kernel::kRows - 1) / Kernel::kRows;
+    row_bytes_ = int8_padded_k(k) * Kernel::kValueBytes;
+    if (capacity_ < row_bytes_ * rows) {
+      capacity_ = row_bytes_ * rows;
+      data_.reset(static_cast<uint8_t*>(::operator new[](size_t(capacity_), std::align_val_t(64))));
+    }
+    if (int64_t(scale.size()) < rows) scale.resize(size_t(rows));
+  }
+
+  uint8_t* micro_block(int64_t i) { return data_.get() + row_bytes_ * cut(rows, micro_blocks, i); }
+
+  // Quantises rows begin .. end of the block.
+  void quantize(const Int8Linear& p, int64_t begin, int64_t end) {
+    for (int64_t i = 0; i < micro_blocks; ++i) {
+      const int64_t r0 = cut(rows, micro_blocks, i), r1 = cut(rows, micro_blocks, i + 1);
+      for (int64_t r = std::max(r0, begin); r < std::min(r1, end); ++r)
+        scale[size_t(r)] = Kernel::quantize_row(row_values(p, first + r, patch_), p.type, p.k,
+                                                micro_block(i) + (r - r0) * kInt8Chunk * Kernel::kValueBytes,
+                                                (r1 - r0) * kInt8Chunk * Kernel::kValueBytes);
+    }
+  }
+
+  void trim() {  // a block of ordinary size stays for the next call
+    if (capacity_ <= (int64_t(1) << 20)) return;
+    data_.reset();
+    capacity_ = 0;
+  }
+
+ private:
+  std::unique_ptr<uint8_t[], AlignedDelete> data_;
+  std::vector<uint8_t> patch_;
+  int64_t capacity_ = 0, row_bytes_ = 0;
+};
+
+// Multiplies a block with panels p0 .. p1. The rows of `next`, if any, are quantised a few after each panel, from cache
+// lines that the kernel fetched during that panel: reading x then costs no time of its own.
+template <class Kernel>
+void multiply_block(const Int8Linear& p, bool stream, Int8Block<Kernel>& block, Int8Block<Kernel>* next, int64_t p0,
+                    int64_t p1) {
+  constexpr int kColumns = Kernel::kColumns;
+  const int64_t k16 = int8_padded_k(p.k), panel_bytes = k16 * kColumns, y_bytes = size_of(p.type);
+  const int64_t pass_bytes = k16 / 4 * 64;  // that one tile prefetches
+  const int64_t x_bytes = p.k * y_bytes;
+  alignas(64) float weight_scale[kColumns] = {}, bias[kColumns] = {};
+  Int8Tile t;
+  t.chunks = k16 / kInt8Chunk;
+  t.weight_scale = weight_scale;
+  t.bias = bias;
+  t.y_stride = p.n * y_bytes;
+  t.type = p.type;
+  t.activation = p.activation;
+  t.stream = stream;
+  for (int64_t panel = p0; panel < p1; ++panel) {
+    const int64_t n = panel * kColumns;
+    t.columns = int(std::min<int64_t>(kColumns, p.n - n));
+    std::copy_n(p.weight_scale + n, t.columns, weight_scale);
+    if (p.bias) std::copy_n(p.bias + n, t.columns, bias);
+    t.b = int8_packed_weight(p.packed, p.n) + panel * panel_bytes;
+    t.sums = int8_packed_sums(p.packed) + n;
+    const int64_t q0 = next ? cut(next->rows, p1 - p0, panel - p0) : 0;
+    const int64_t q1 = next ? cut(next->rows, p1 - p0, panel - p0 + 1) : 0;
+    const char* x = static_cast<const char*>(p.x) + (next ? (next->first + q0) * x_bytes : 0);
+    for (int64_t i = 0; i < block.micro_blocks; ++i) {
+      const int64_t r0 = cut(block.rows, block.micro_blocks, i), r1 = cut(block.rows, block.micro_blocks, i + 1);
+      t.a = block.micro_block(i);
+      t.row_scale = block.scale.data() + r0;
+      t.y = static_cast<uint8_t*>(p.y) + ((block.first + r0) * p.n + n) * y_bytes;
+      t.prefetch_step = 64;
+      if (r1 - r0 < 8) {  // bound by the weight's stream: run ahead in it
+        t.prefetch = reinterpret_cast<const char*>(t.b) + 4096;
+        t.prefetch_step = 4 * kColumns;
+      } else if (i < 2) {  // the first two tiles fetch half of the next panel each
+        t.prefetch = reinterpret_cast<const char*>(t.b) + panel_bytes + i * pass_bytes;
+      } else if (p.patches == nullptr &&
+                 (i - 2) * pass_bytes < (q1 - q0) * x_bytes) {  // then the rows that are quantised below
+        t.prefetch = x + (i - 2) * pass_bytes;
+      } else {
+        t.prefetch = reinterpret_cast<const char*>(t.b);
+        t.prefetch_step = 0;
+      }
+      Kernel::multiply(int(r1 - r0), t);
+    }
+    if (next) next->quantize(p, q0, q1);
+  }
+}
+
+template <class Kernel>
+void linear_in_blocks(const Int8Linear& p) {
+  constexpr int64_t kSmallWork = int64_t(1) << 18;    // products: less is done before a second thread has started
+  constexpr int64_t kBlockBytes = int64_t(1) << 18;   // of quantised rows, a part of the second-level cache
+  constexpr int64_t kStreamBytes = int64_t(4) << 20;  // of output for each thread
+  const int64_t k16 = int8_padded_k(p.k), panels = (p.n + Kernel::kColumns - 1) / Kernel::kColumns;
+  const int64_t threads = p.m * p.n * p.k <= kSmallWork ? 1 : thread_count();
+  // With few rows each thread takes columns, and quantises the rows for itself: cheaper than to wait for each other.
+  const int64_t row_parts = p.m < 3 * Kernel::kRows ? 1 : std::min(threads, p.m / Kernel::kRows);
+  const int64_t column_parts = std::min(threads / row_parts, panels);
+  const int64_t block_rows =
+      std::clamp<int64_t>(kBlockBytes / (k16 * Kernel::kValueBytes) / Kernel::kRows, 1, 8) * Kernel::kRows;
+  const int64_t rows_each = (p.m + row_parts - 1) / row_parts;
+  // A multiple of the parts, all of one size, so that nobody waits for a last block.
+  const int64_t blocks = (rows_each + block_rows - 1) / block_rows * row_parts;
+  const bool stream = p.type == FloatType::kFloat32 && p.m * p.n * 4 > kStreamBytes * threads &&
+                      p.n % Kernel::kColumns == 0 && reinterpret_cast<uintptr_t>(p.y) % 64 == 0;
+  std::atomic<int64_t> next_block{row_parts};
+  parallel_for(row_parts * column_parts, 1, [&](int64_t begin, int64_t end) {
+    static thread_local Int8Block<Kernel> pair[2];
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t row_part = part % row_parts, column_part = part / row_parts;
+      const int64_t p0 = cut(panels, column_parts, column_part);
+      const int64_t p1 = cut(panels, column_parts, column_part + 1);
+      int64_t i = row_part;
+      const auto open = [&](Int8Block<Kernel>& block) {
+        if (i >= blocks) return false;
+        block.open(cut(p.m, blocks, i), cut(p.m, blocks, i + 1), p.k);
+        // The first block is given; where columns are not split, whoever is free takes the next.
+        i = column_parts == 1 ? next_block.fetch_add(1, std::memory_order_relaxed) : i + row_parts;
+        return true;
+      };
+      bool more = open(pair[0]);
+      if (more) pair[0].quantize(p, 0, pair[0].rows);
+      for (int current = 0; more; current ^= 1) {
+        more = open(pair[current ^ 1]);
+        multiply_block<Kernel>(p, stream, pair[current], more ? &pair[current ^ 1] : nullptr, p0, p1);
+      }
+      pair[0].trim();
+      pair[1].trim();
+    }
+    if (stream) Kernel::finish_streams();
+  });
+}
+
+}  // namespace
+}  // namespace fastcl

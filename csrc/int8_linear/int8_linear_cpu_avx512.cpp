@@ -1,0 +1,231 @@
+// AVX-512 with VNNI: vpdpbusd multiplies u8 by s8, so q + 128 is stored and 128 * sum_k w is taken off again.
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "common/cpu.h"
+#include "int8_linear/int8_linear_cpu.h"
+#include "int8_linear/int8_linear_math.h"
+
+#if FASTCL_X86_DISPATCH
+
+FASTCL_AVX512_VNNI_BEGIN
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("no-code-hoisting")  // it would lift loads out of the tile's branches and spill accumulators
+#endif
+
+namespace fastcl {
+namespace {
+
+template <FloatType kType>
+inline __m512 load16(const void* x, int64_t k, __mmask16 mask) {
+  if constexpr (kType == FloatType::kFloat32) return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(x) + k);
+  const __m256i half = _mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(x) + k);
+  if constexpr (kType == FloatType::kFloat16) return _mm512_cvtph_ps(half);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+inline __mmask16 first_lanes(int64_t n) { return n >= 16 ? __mmask16(0xffff) : __mmask16((1u << n) - 1); }
+
+template <FloatType kType>
+uint32_t absmax_bits(const void* x, int64_t k) {
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  __m512i top[4] = {};
+  const auto widen = [&](__m512i& lane, int64_t i, __mmask16 mask) {
+    lane = _mm512_max_epi32(lane, _mm512_and_si512(magnitude, _mm512_castps_si512(load16<kType>(x, i, mask))));
+  };
+  int64_t i = 0;
+  for (; i + 64 <= k; i += 64)
+    for (int j = 0; j < 4; ++j) widen(top[j], i + 16 * j, 0xffff);
+  for (; i < k; i += 16) widen(top[0], i, first_lanes(k - i));
+  alignas(64) int32_t lanes[16];
+  _mm512_store_si512(lanes, _mm512_max_epi32(_mm512_max_epi32(top[0], top[1]), _mm512_max_epi32(top[2], top[3])));
+  return uint32_t(*std::max_element(lanes, lanes + 16));
+}
+
+template <FloatType kType>
+float quantize_row_of(const void* x, int64_t k, uint8_t* out, int64_t step) {
+  const RowScale row = row_scale(absmax_bits<kType>(x, k));
+  if (row.inverse == 0) {
+    for (int64_t i = 0; i < k; i += kInt8Chunk, out += step) std::memset(out, 128, kInt8Chunk);
+    return row.scale;
+  }
+  // Adding 1.5 * 2^23 + 128 makes the fused multiply-add round, half to even, and leaves q + 128 in the lowest byte.
+  const __m512 inverse = _mm512_set1_ps(row.inverse), shift = _mm512_set1_ps(12582912.f + 128.f);
+  const auto chunk = [&](__m512 v) {
+    const __m512i bits = _mm512_castps_si512(_mm512_fmadd_ps(v, inverse, shift));
+    _mm_store_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(bits));
+  };
+  int64_t i = 0;
+  for (; i + kInt8Chunk <= k; i += kInt8Chunk, out += step) chunk(load16<kType>(x, i, 0xffff));
+  if (i < k) chunk(load16<kType>(x, i, first_lanes(k - i)));
+  return row.scale;
+}
+
+inline __m256i bfloat16_of(__m512 v) {  // as float_to_bfloat16
+  const __m512i bits = _mm512_castps_si512(v), high = _mm512_srli_epi32(bits, 16);
+  const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+  const __m512i rounded =
+      _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+  const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40)));
+}
+
+// 16 values to columns column .. of y's row.
+inline void store16(const Int8Tile& t, __m512 v, uint8_t* y, int column) {
+  if (t.columns <= column) return;
+  const __mmask16 mask = first_lanes(t.columns - column);
+  if (t.type == FloatType::kFloat32) {
+    float* out = reinterpret_cast<float*>(y) + column;
+    if (t.stream)
+      _mm512_stream_ps(out, v);
+    else
+      _mm512_mask_storeu_ps(out, mask, v);
+    return;
+  }
+  const __m256i half = t.type == FloatType::kBFloat16
+                           ? bfloat16_of(v)
+                           : _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  _mm256_mask_storeu_epi16(reinterpret_cast<uint16_t*>(y) + column, mask, half);
+}
+
+// R rows by 32 columns: 2 R accumulators; with R = 14, two registers of weights and one of x, 31 of the 32.
+template <int R>
+void multiply_rows(const Int8Tile& t) {
+  // Few rows give few chains of dependent sums: with kPhases sets of accumulators at least 8 are in flight.
+  constexpr int kPhases = R == 1 ? 4 : R <= 4 ? 2 : 1;
+  __m512i acc[kPhases][R][2];
+  const __m512i zero = _mm512_setzero_si512();
+  const __m512i start[2] = {_mm512_slli_epi32(_mm512_sub_epi32(zero, _mm512_loadu_si512(t.sums)), 7),
+                            _mm512_slli_epi32(_mm512_sub_epi32(zero, _mm512_loadu_si512(t.sums + 16)), 7)};
+#pragma GCC unroll 4
+  for (int u = 0; u < kPhases; ++u)
+#pragma GCC unroll 14
+    for (int r = 0; r < R; ++r) {
+      acc[u][r][0] = u ? zero : start[0];
+      acc[u][r][1] = u ? zero : start[1];
+    }
+  const uint8_t* a = t.a;
+  const int8_t* b = t.b;
+  const char* prefetch = t.prefetch;
+  const ptrdiff_t prefetch_step = t.prefetch_step;
+  for (int64_t left = t.chunks; left > 0; --left) {
+#pragma GCC unroll 4
+    for (int s = 0; s < 4; ++s) {
+      const __m512i b0 = _mm512_load_si512(b + s * 128), b1 = _mm512_load_si512(b + s * 128 + 64);
+#pragma GCC unroll 14
+      for (int r = 0; r < R; ++r) {
+        int32_t four;
+        std::memcpy(&four, a + r * kInt8Chunk + s * 4, 4);
+        const __m512i x = _mm512_set1_epi32(four);
+        // asm, not the intrinsic: it keeps the order written here, so that the accumulators fit the register file
+        asm volatile("vpdpbusd %2, %1, %0" : "+v"(acc[s % kPhases][r][0]) : "v"(x), "v"(b0));
+        asm volatile("vpdpbusd %2, %1, %0" : "+v"(acc[s % kPhases][r][1]) : "v"(x), "v"(b1));
+      }
+      if (R < 8) {
+        _mm_prefetch(prefetch, _MM_HINT_T0);
+        _mm_prefetch(prefetch + 64, _MM_HINT_T0);
+      } else {
+        _mm_prefetch(prefetch, _MM_HINT_T1);
+      }
+      prefetch += prefetch_step;
+    }
+    a += R * kInt8Chunk;
+    b += 512;
+  }
+#pragma GCC unroll 4
+  for (int u = 1; u < kPhases; ++u)
+#pragma GCC unroll 14
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+      for (int h = 0; h < 2; ++h) acc[0][r][h] = _mm512_add_epi32(acc[0][r][h], acc[u][r][h]);
+
+  // ReLU is a maximum with 0, no activation one with -infinity: no branch per row. NaN in the second operand stays.
+  const __m512 floor =
+      _mm512_set1_ps(t.activation == Activation::kRelu ? 0.f : -std::numeric_limits<float>::infinity());
+  const bool plain =
+      t.activation != Activation::kGelu && t.activation != Activation::kSilu && t.type == FloatType::kFloat32;
+  alignas(64) float values[R][32];  // where more is to be done than fits here 2 R times
+  // Half after half, and every index of acc a constant: the accumulators never leave their registers.
+#pragma GCC unroll 2
+  for (int h = 0; h < 2; ++h) {
+    asm volatile("" ::: "memory");
+    const __m512 scale = _mm512_loadu_ps(t.weight_scale + 16 * h), bias = _mm512_loadu_ps(t.bias + 16 * h);
+    const __mmask16 mask = first_lanes(std::max(0, t.columns - 16 * h));
+    uint8_t* y = t.y + 64 * h;
+    const int64_t stride = t.y_stride;
+    const auto value = [&](int r) __attribute__((always_inline)) {
+      const __m512 both = _mm512_mul_ps(_mm512_set1_ps(t.row_scale[r]), scale);
+      return _mm512_max_ps(floor, _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(acc[0][r][h]), both), bias));
+    };
+    if (!plain) {
+#pragma GCC unroll 14
+      for (int r = 0; r < R; ++r) _mm512_store_ps(values[r] + 16 * h, value(r));
+    } else if (t.stream) {
+#pragma GCC unroll 14
+      for (int r = 0; r < R; ++r, y += stride) _mm512_stream_ps(reinterpret_cast<float*>(y), value(r));
+    } else {
+#pragma GCC unroll 14
+      for (int r = 0; r < R; ++r, y += stride) _mm512_mask_storeu_ps(y, mask, value(r));
+    }
+  }
+  if (!plain) {
+    activate<true>(values[0], R * 32, t.activation);
+#pragma GCC unroll 1
+    for (int r = 0; r < R; ++r) {
+      store16(t, _mm512_load_ps(values[r]), t.y + r * t.y_stride, 0);
+      store16(t, _mm512_load_ps(values[r] + 16), t.y + r * t.y_stride, 16);
+    }
+  }
+}
+
+struct Avx512Vnni {
+  static constexpr int kRows = 14;
+  static constexpr int kColumns = 32;
+  static constexpr int kValueBytes = 1;
+
+  static float quantize_row(const void* x, FloatType type, int64_t k, uint8_t* out, int64_t step) {
+    switch (type) {
+      case FloatType::kFloat32:
+        return quantize_row_of<FloatType::kFloat32>(x, k, out, step);
+      case FloatType::kBFloat16:
+        return quantize_row_of<FloatType::kBFloat16>(x, k, out, step);
+      case FloatType::kFloat16:
+        return quantize_row_of<FloatType::kFloat16>(x, k, out, step);
+    }
+    return 0;
+  }
+
+  static void multiply(int rows, const Int8Tile& tile) {
+    static constexpr auto kByRows = []<int... R>(std::integer_sequence<int, R...>) {
+      return std::array<void (*)(const Int8Tile&), sizeof...(R)>{multiply_rows<R + 1>...};
+    }(std::make_integer_sequence<int, kRows>());
+    kByRows[size_t(rows - 1)](tile);
+  }
+
+  static void finish_streams() { _mm_sfence(); }
+};
+
+}  // namespace
+}  // namespace fastcl
+
+FASTCL_TARGET_END
+
+namespace fastcl {
+
+const Int8Kernel kInt8Avx512Vnni = {"avx512_vnni", cpu_has_avx512_vnni, pack_panels<32, 4>,
+                                    linear_in_blocks<Avx512Vnni>};
+
+}  // namespace fastcl
+
+#else
+
+namespace fastcl {
+
+const Int8Kernel kInt8Avx512Vnni = {"avx512_vnni", [] { return false; }, nullptr, nullptr};
+
+}  // namespace fastcl
+
+#endif

@@ -1,0 +1,36 @@
+#include <torch/csrc/stable/library.h>
+
+#include "int8_linear/int8_linear_ops.h"
+
+namespace fastcl {
+namespace {
+
+Tensor int8_pack_weight_cpu(const Tensor& weight, std::string kernel_name) {
+  constexpr const char* kOp = "int8_pack_weight";
+  check_int8_weight(kOp, weight);
+  FASTCL_CHECK(weight.dim() == 2, kOp, ": weight must be [N, K], got ", shape(weight));
+  const Int8Kernel* kernel = int8_kernel(kernel_name);
+  FASTCL_CHECK(kernel, kOp, ": kernel must be auto or one that this machine has (", int8_kernel_names(), "), got ",
+               kernel_name);
+  return int8_pack(*kernel, weight, weight.size(0), weight.size(1));
+}
+
+Tensor int8_linear_cpu(const Tensor& x, const Tensor& weight, const Tensor& weight_scale, std::optional<Tensor> bias,
+                       std::optional<Tensor> packed, std::string activation) {
+  constexpr const char* kOp = "int8_linear";
+  FASTCL_CHECK(weight.dim() == 2, kOp, ": weight must be [N, K], got ", shape(weight));
+  const int64_t n = weight.size(0), k = weight.size(1);
+  FASTCL_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == k, kOp, ": x must be [..., ", k, "], got ", shape(x));
+  const Int8LinearTensors t = int8_linear_tensors(kOp, x, weight, n, k, weight_scale, bias, packed);
+  Tensor y = new_linear_output(x, n);
+  run_int8_linear(kOp, t, nullptr, activation, y);
+  return y;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastcl, CPU, m) {
+  m.impl("int8_pack_weight", TORCH_BOX(&int8_pack_weight_cpu));
+  m.impl("int8_linear", TORCH_BOX(&int8_linear_cpu));
+}
+
+}  // namespace
+}  // namespace fastcl

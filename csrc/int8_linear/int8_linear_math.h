@@ -1,0 +1,101 @@
+// The per-element maths of int8_linear.h.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "common/float_types.h"
+#include "int8_linear/int8_linear.h"
+
+#if defined(_MSC_VER)
+#define FASTCL_ALWAYS_INLINE __forceinline
+#else
+#define FASTCL_ALWAYS_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace fastcl {
+
+// How a row is quantised: value = scale * q, q = round(value * inverse).
+struct RowScale {
+  float scale;    // NaN where the row holds a NaN or an infinity
+  float inverse;  // 0: every q is 0
+};
+
+// From the largest bit pattern of |x| over the row: patterns order as magnitudes do, infinity and then NaN on top.
+inline RowScale row_scale(uint32_t absmax_bits) {
+  if (absmax_bits >= 0x7f800000u) return {std::numeric_limits<float>::quiet_NaN(), 0.f};
+  if (absmax_bits < 0x0d800000u) return {0.f, 0.f};  // 2^-100: 127 / absmax stays finite above it
+  const float absmax = bits_to_float(absmax_bits);
+  return {absmax / 127.f, 127.f / absmax};
+}
+
+// Within [-127, 127] for |x| <= absmax: 127 / absmax errs by less than half a step at 127.
+inline int8_t quantize(float x, float inverse) {
+  // The product of two floats is exact in double; adding 1.5 * 2^52 rounds it, half to even, into the lowest bits.
+  const double shifted = double(x) * double(inverse) + 6755399441055744.0;
+  uint64_t bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  return static_cast<int8_t>(bits);
+}
+
+inline float dequantize(int32_t sum, float row_scale, float weight_scale, float bias) {
+  return static_cast<float>(sum) * (row_scale * weight_scale) + bias;
+}
+
+// a b + c, in one rounding where the caller is compiled for a machine that does it in one instruction.
+template <bool kFused>
+FASTCL_ALWAYS_INLINE float multiply_add(float a, float b, float c) {
+  if constexpr (kFused) return std::fma(a, b, c);
+  return a * b + c;
+}
+
+// e^x after Cephes, to about 1e-7. Clamped to [-80, 88], so that what it is multiplied by below stays a normal number:
+// others are slow. NaN stays NaN.
+template <bool kFused>
+FASTCL_ALWAYS_INLINE float clamped_exp(float x) {
+  x = x < -80.f ? -80.f : x;
+  x = x > 88.f ? 88.f : x;
+  const float shifted = multiply_add<kFused>(x, 1.44269504f, 12582912.f);  // round(x / log 2), in the lowest bits
+  const float n = shifted - 12582912.f;
+  const float r = multiply_add<kFused>(n, 2.12194440e-4f, multiply_add<kFused>(n, -0.693359375f, x));
+  float p = 1.9875691500e-4f;
+  p = multiply_add<kFused>(p, r, 1.3981999507e-3f);
+  p = multiply_add<kFused>(p, r, 8.3334519073e-3f);
+  p = multiply_add<kFused>(p, r, 4.1665795894e-2f);
+  p = multiply_add<kFused>(p, r, 1.6666665459e-1f);
+  p = multiply_add<kFused>(p, r, 0.5f);
+  p = multiply_add<kFused>(p, r * r, r) + 1.f;
+  return p * bits_to_float((float_to_bits(shifted) << 23) + 0x3f800000u);
+}
+
+// v / 2 erfc(-v / sqrt 2), with erfc after Abramowitz and Stegun 7.1.26: absolute error under 2e-7.
+template <bool kFused>
+FASTCL_ALWAYS_INLINE float gelu(float v) {
+  const float z = std::fabs(v) * 0.70710678f, t = 1.f / multiply_add<kFused>(z, 0.3275911f, 1.f);
+  float p = 1.061405429f;
+  p = multiply_add<kFused>(p, t, -1.453152027f);
+  p = multiply_add<kFused>(p, t, 1.421413741f);
+  p = multiply_add<kFused>(p, t, -0.284496736f);
+  p = multiply_add<kFused>(p, t, 0.254829592f);
+  const float tail = (p * t) * clamped_exp<kFused>(-(z * z));
+  return (0.5f * v) * (1.f + std::copysign(1.f - tail, v));  // no branch on v: it would keep the loop from vectors
+}
+
+template <bool kFused>
+FASTCL_ALWAYS_INLINE float silu(float v) {
+  return v / (1.f + clamped_exp<kFused>(-v));
+}
+
+// Loops without branches, which the compiler turns into vectors of whatever the caller is compiled for.
+template <bool kFused>
+FASTCL_ALWAYS_INLINE void activate(float* values, int64_t count, Activation activation) {
+  if (activation == Activation::kRelu)
+    for (int64_t i = 0; i < count; ++i) values[i] = values[i] < 0 ? 0.f : values[i];  // NaN stays NaN
+  if (activation == Activation::kGelu)
+    for (int64_t i = 0; i < count; ++i) values[i] = gelu<kFused>(values[i]);
+  if (activation == Activation::kSilu)
+    for (int64_t i = 0; i < count; ++i) values[i] = silu<kFused>(values[i]);
+}
+
+}  // namespace fastcl

@@ -1,0 +1,5 @@
+"""``python -m fastcl``."""
+
+from fastcl.cli import main
+
+main()

@@ -1,0 +1,48 @@
+"""``fastcl embed``: an encoder of ``fastcl run`` on new images."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from fastcl.errors import DataError, RunError, require_run_extra
+
+__all__ = ["embed"]
+
+
+def embed(
+    encoder: Annotated[Path, typer.Argument(help="encoder.safetensors or encoder_int8.safetensors of a run.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
+    out: Annotated[Path, typer.Option("--out", help="The .npy file to write: float32, a row for each image.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 256,
+) -> None:
+    """Turn images into embeddings; the names of the files go beside them, a line a row, into <out>.txt."""
+    require_run_extra()
+    from fastcl.data.folder import find_images, read_images
+    from fastcl.encoder import load_encoder
+    from fastcl.files import write_atomically
+
+    model, kind = load_encoder(encoder)
+    paths: list[Path] = []
+    for path in images:
+        if not path.exists():
+            raise DataError(f"{path}: expected an image or a folder of images, found nothing")
+        paths += find_images(path) if path.is_dir() else [path]
+    config = model.config
+    rows = []
+    for first in range(0, len(paths), batch_size):
+        batch = read_images(paths[first : first + batch_size], config.image_size, config.channels)
+        rows.append(model.embed(batch, batch_size).numpy())
+    buffer = io.BytesIO()
+    np.save(buffer, np.concatenate(rows))
+    names = out.with_name(out.name + ".txt")
+    try:
+        write_atomically(out, buffer.getvalue())
+        write_atomically(names, "".join(f"{path}\n" for path in paths))
+    except OSError as error:
+        raise RunError(f"{out}: expected a file that can be written: {error}") from error
+    typer.echo(f"{out}: {len(paths)} × {model.dim} float32 by the {kind} encoder; file names in {names}")

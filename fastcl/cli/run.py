@@ -1,0 +1,125 @@
+"""``fastcl run``: the main job."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fastcl.config import RunConfig, make_config, read_toml
+from fastcl.errors import require_run_extra
+from fastcl.progress import Reporter
+from fastcl.recipe import Recipe
+
+__all__ = ["run"]
+
+
+def _setting(name: str, help: str, *flags: str) -> Any:
+    """A flag for a setting of RunConfig or Recipe; the help shows the setting's default."""
+    fields = RunConfig.model_fields if name in RunConfig.model_fields else Recipe.model_fields
+    default = fields[name].default if fields is RunConfig.model_fields else "by data"
+    shown = "" if default is None or isinstance(default, bool) else f" (default: {default})"
+    panel = "Augmentation" if fields is Recipe.model_fields else "Settings"
+    return typer.Option(*(flags or (f"--{name.replace('_', '-')}",)), help=help + shown, rich_help_panel=panel)
+
+
+def run(
+    context: typer.Context,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results. (default: runs/<data>)")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings; flags win over it.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away the run in --out.")] = False,
+    data: Annotated[
+        str | None, _setting("data", "digits, mnist, fashion-mnist, or a folder of images (subfolders are classes).")
+    ] = None,
+    data_dir: Annotated[Path | None, _setting("data_dir", "Folder of the IDX files of mnist or fashion-mnist.")] = None,
+    download: Annotated[
+        bool | None, _setting("download", "Fetch missing files of mnist and fashion-mnist (torchvision).", "--download")
+    ] = None,
+    limit: Annotated[int | None, _setting("limit", "Use about so many images.")] = None,
+    image_size: Annotated[int | None, _setting("image_size", "Pixels of a folder's images. (default: 64)")] = None,
+    epochs: Annotated[int | None, _setting("epochs", "Passes over the training images.")] = None,
+    batch_size: Annotated[int | None, _setting("batch_size", "Images in a step, two views of each.")] = None,
+    lr: Annotated[float | None, _setting("lr", "Highest learning rate (AdamW, warm-up, cosine decay).")] = None,
+    warmup_epochs: Annotated[float | None, _setting("warmup_epochs", "Epochs of warm-up.")] = None,
+    weight_decay: Annotated[float | None, _setting("weight_decay", "AdamW's weight decay.")] = None,
+    temperature: Annotated[float | None, _setting("temperature", "Temperature of NT-Xent.")] = None,
+    width: Annotated[int | None, _setting("width", "Channels of the encoder's first convolution.")] = None,
+    hidden: Annotated[int | None, _setting("hidden", "Hidden width of the projection head.")] = None,
+    projection: Annotated[int | None, _setting("projection", "Dimensions in which views are compared.")] = None,
+    neighbors: Annotated[int | None, _setting("neighbors", "k of the k-NN evaluation.")] = None,
+    probe_c: Annotated[float | None, _setting("probe_c", "Inverse regularisation of the linear probe.")] = None,
+    seed: Annotated[int | None, _setting("seed", "Of weights, order and draws.")] = None,
+    threads: Annotated[int | None, _setting("threads", "Threads to use. (default: all cores)")] = None,
+    checkpoint_steps: Annotated[
+        int | None, _setting("checkpoint_steps", "Steps between checkpoints. (default: an epoch)")
+    ] = None,
+    crop_scale: Annotated[float | None, _setting("crop_scale", "Smallest share of the area that a crop keeps.")] = None,
+    rotation: Annotated[float | None, _setting("rotation", "Largest rotation, degrees.")] = None,
+    translate: Annotated[float | None, _setting("translate", "Largest shift, share of the size.")] = None,
+    zoom: Annotated[float | None, _setting("zoom", "Largest change of size, share.")] = None,
+    shear: Annotated[float | None, _setting("shear", "Largest shear, degrees.")] = None,
+    flip: Annotated[float | None, _setting("flip", "Probability of a horizontal flip.")] = None,
+    jitter: Annotated[float | None, _setting("jitter", "Strength of the colour jitter.")] = None,
+    grayscale: Annotated[float | None, _setting("grayscale", "Probability of losing the colour.")] = None,
+    blur: Annotated[float | None, _setting("blur", "Largest sigma of the blur, pixels.")] = None,
+) -> None:
+    """Learn images without labels, judge the encoder, shrink it to int8, and write a report.
+
+    Ctrl-C leaves a run that --resume goes on with. The same seed, machine and number of threads give the same result.
+    """
+    require_run_extra()
+    from fastcl import run as job
+
+    given = {name: value for name, value in context.params.items() if value is not None}
+    flags: dict[str, Any] = {name: _plain(given[name]) for name in RunConfig.model_fields if name in given}
+    flags["recipe"] = {name: given[name] for name in Recipe.model_fields if name in given}
+    layers = [read_toml(config)] if config else []
+    out = out or Path("runs") / Path(make_config(*layers, flags).data).name
+    stored = job.settings_of(out) if resume else None
+    settings = make_config(*([stored] if stored else []), *layers, flags)
+
+    console = Console()
+    command = "fastcl " + shlex.join(sys.argv[1:])
+    try:
+        metrics = job.run(
+            settings, out, resume=resume, overwrite=overwrite, command=command, reporter=Reporter(console)
+        )
+    except (job.Interrupted, KeyboardInterrupt) as stopped:
+        why = str(stopped) or "stopped"
+        how = f"fastcl run --resume --out {shlex.quote(str(out))}"
+        console.print(f"{why}; to go on: {how}", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(getattr(stopped, "exit_code", 130)) from None
+    console.print(_table(metrics))
+    console.print(f"report: {out / job.FILES['report']}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _table(metrics: dict[str, Any]) -> Table:
+    """The result in brief."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("")
+    for column in ("linear probe", "k-NN", "file", "256 images"):
+        table.add_column(column, justify="right")
+
+    def row(name: str, prefix: str, encoder: str | None) -> None:
+        shares = [metrics[f"{prefix}{key}_accuracy"] for key in ("linear_probe", "knn")]
+        cells = ["–" if share is None else f"{100 * share:.1f} %" for share in shares]
+        if encoder is not None:
+            cells += [f"{metrics[f'{encoder}encoder_bytes'] / 1000:,.0f} kB"]
+            cells += [f"{metrics[f'{encoder}latency_ms_batch_256']:.1f} ms"]
+        table.add_row(name, *cells)
+
+    row("raw pixels", "raw_pixels_", None)
+    row("random encoder", "random_encoder_", None)
+    row("pretrained, float32", "", "")
+    row("pretrained, int8", "int8_", "int8_")
+    return table

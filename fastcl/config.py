@@ -1,0 +1,121 @@
+"""The configuration of `fastcl run`: every setting with its default, read from a TOML file and from flags."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fastcl.errors import ConfigError
+from fastcl.recipe import Recipe, preset
+
+__all__ = ["RunConfig", "changes", "make_config", "read_toml", "to_toml"]
+
+
+class RunConfig(BaseModel):
+    """All that decides the result of a run; the output folder does not."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str = "digits"
+    """digits, mnist, fashion-mnist, or a folder of images."""
+    data_dir: str | None = None
+    """The folder of the IDX files of mnist and fashion-mnist."""
+    download: bool = False
+    """Fetch missing files of mnist and fashion-mnist."""
+    limit: Annotated[int, Field(ge=4)] | None = None
+    """Use about so many images."""
+    image_size: Annotated[int, Field(ge=8, le=1024)] | None = None
+    """Height and width of a folder's images, in pixels; 64 if not given."""
+    epochs: Annotated[int, Field(ge=1)] = 25
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    lr: Annotated[float, Field(gt=0)] = 3e-3
+    """Learning rate of AdamW at its highest, after a warm-up and before a cosine decay to 0."""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 2.0
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    width: Annotated[int, Field(ge=4, le=1024)] = 24
+    """Channels of the encoder's first convolution; the later ones have 2, 4 and 8 times as many."""
+    hidden: Annotated[int, Field(ge=1)] = 256
+    """Width of the projection head's hidden layer."""
+    projection: Annotated[int, Field(ge=2)] = 64
+    """Dimensions in which views are compared."""
+    neighbors: Annotated[int, Field(ge=1)] = 5
+    """k of the k-NN evaluation."""
+    probe_c: Annotated[float, Field(gt=0)] = 0.1
+    """Inverse regularisation of the linear probe."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """Threads of PyTorch and BLAS; all cores if not given."""
+    checkpoint_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimiser steps between checkpoints; an epoch if not given."""
+    recipe: Recipe = Field(default_factory=Recipe)
+
+
+def make_config(*layers: Mapping[str, Any]) -> RunConfig:
+    """A configuration from layers of settings, of which the later ones win; the recipe starts from the data's preset.
+
+    Raises:
+        ConfigError: for an unknown key or a value out of range; names the key.
+    """
+    settings: dict[str, Any] = {}
+    recipe: dict[str, Any] = {}
+    for layer in layers:
+        settings |= {key: value for key, value in layer.items() if key != "recipe"}
+        given = layer.get("recipe", {})
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"recipe: expected a table of settings, got {given!r}")
+        recipe |= given
+    base = preset(str(settings.get("data", "digits"))).model_dump()
+    try:
+        return RunConfig.model_validate({**settings, "recipe": base | recipe})
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(entry) for entry in error.errors())) from error
+
+
+def _explain(entry: Mapping[str, Any]) -> str:
+    key = ".".join(map(str, entry["loc"]))
+    if entry["type"] == "extra_forbidden":
+        known = Recipe.model_fields if key.startswith("recipe.") else RunConfig.model_fields
+        return f"{key}: unknown setting; there are {', '.join(known)}"
+    message = entry["msg"][:1].lower() + entry["msg"][1:]
+    return f"{key}: {message}" + ("" if isinstance(entry["input"], Mapping) else f", got {entry['input']!r}")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file, unchecked.
+
+    Raises:
+        ConfigError: for a file that is missing or no TOML.
+    """
+    toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    try:
+        settings: dict[str, Any] = toml.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # no text and no TOML are ValueErrors
+        raise ConfigError(f"{path}: expected a TOML file: {error}") from error
+    return settings
+
+
+def to_toml(config: RunConfig) -> str:
+    """The configuration as a file for ``--config``."""
+    settings = config.model_dump(exclude_none=True)
+    recipe = settings.pop("recipe")
+    # Strings, numbers, booleans and lists are written alike in JSON and TOML.
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
+    return "\n".join([*lines, "", "[recipe]", *(f"{key} = {json.dumps(value)}" for key, value in recipe.items()), ""])
+
+
+def changes(before: RunConfig, after: RunConfig) -> list[str]:
+    """What differs, a line a setting: ``lr: 0.002 before, 0.001 now``."""
+
+    def flat(config: RunConfig) -> dict[str, Any]:
+        settings = config.model_dump()
+        return settings | {f"recipe.{key}": value for key, value in settings.pop("recipe").items()}
+
+    old, new = flat(before), flat(after)
+    return [f"{key}: {old[key]!r} before, {new[key]!r} now" for key in new if old[key] != new[key]]

@@ -1,0 +1,7 @@
+"""Images to learn from: MNIST digits that come along, MNIST and Fashion-MNIST files, and folders of images."""
+
+from fastcl.data.dataset import Dataset
+from fastcl.data.load import NAMES, load
+from fastcl.errors import DataError
+
+__all__ = ["NAMES", "DataError", "Dataset", "load"]

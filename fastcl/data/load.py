@@ -1,0 +1,105 @@
+"""``load``: a data set by its name or its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from fastcl.data import digits, folder, idx
+from fastcl.data.dataset import Dataset, stratified_split
+from fastcl.errors import DataError
+
+__all__ = ["NAMES", "load"]
+
+NAMES = ("digits", "mnist", "fashion-mnist")
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    image_size: int | None = None,
+    test_fraction: float = 0.2,
+    limit: int | None = None,
+    allow_download: bool = False,
+) -> Dataset:
+    """Loads images with a fixed split into training and held-out images, stratified by class.
+
+    Args:
+        name_or_path: ``"digits"`` (5,000 MNIST digits that come along), ``"mnist"``, ``"fashion-mnist"``, or a folder
+            of images, where subfolders are classes.
+        data_dir: where the IDX files of ``mnist`` and ``fashion-mnist`` lie; by default known places are looked at.
+        image_size: height and width to which a folder's images are brought, in pixels; 64 if not given.
+        test_fraction: the share of the images held out; ``mnist`` and ``fashion-mnist`` come with test images of
+            their own, and ignore it.
+        limit: keep about so many images, the same share of each class, before anything else.
+        allow_download: fetch missing files of ``mnist`` and ``fashion-mnist`` with torchvision, into `data_dir`.
+
+    Returns:
+        The data set; always the same for the same arguments and files.
+
+    Raises:
+        DataError: for files that are missing, truncated, empty or wrong; names the file and what was expected.
+        ValueError: for arguments out of range.
+    """
+    if not 0 < test_fraction < 1:
+        raise ValueError(f"load: test_fraction must be above 0 and below 1, got {test_fraction}")
+    name, directory = str(name_or_path), None if data_dir is None else Path(data_dir)
+    if name in NAMES and image_size not in (None, 28):
+        raise ValueError(f"load: image_size is for folders of images; {name} has 28 pixels, got {image_size}")
+    if name == "digits":
+        images, labels = digits.read_digits()
+        train, test = stratified_split(labels, len(images), test_fraction)
+        data = Dataset(name, images, labels, digits.CLASSES, train, test)
+    elif name in NAMES:
+        data = _load_idx(name, directory, allow_download)
+    elif Path(name).is_dir():
+        images, folder_labels, classes = folder.read_folder(Path(name), image_size or 64)
+        train, test = stratified_split(folder_labels, len(images), test_fraction)
+        data = Dataset(Path(name).resolve().name, images, folder_labels, classes, train, test)
+    else:
+        raise DataError(f"{name}: expected {', '.join(NAMES)} or a folder of images")
+    return data if limit is None else _limited(data, limit)
+
+
+def _load_idx(name: str, directory: Path | None, allow_download: bool) -> Dataset:
+    try:
+        place = idx.find_folder(name, directory)
+        parts = [idx.read_split(place, split) for split in ("train", "test")]
+    except DataError:
+        if not allow_download:
+            raise
+        place = idx.download(name, directory or Path("data"))
+        parts = [idx.read_split(place, split) for split in ("train", "test")]
+    (train_images, train_labels), (test_images, test_labels) = parts
+    rows = torch.arange(len(train_images) + len(test_images))
+    return Dataset(
+        name,
+        torch.cat([train_images, test_images]),
+        torch.cat([train_labels, test_labels]),
+        idx.CLASSES[name],
+        rows[: len(train_images)],
+        rows[len(train_images) :],
+    )
+
+
+def _limited(data: Dataset, limit: int) -> Dataset:
+    """The same share of the training and of the test images of each class."""
+    if limit < 4:
+        raise ValueError(f"load: limit must be at least 4, got {limit}")
+    if limit >= len(data.images):
+        return data
+    kept = []
+    for rows in (data.train, data.test):
+        labels = None if data.labels is None else data.labels[rows]
+        kept.append(rows[stratified_split(labels, len(rows), limit / len(data.images))[1]])
+    rows = torch.cat(kept)
+    return Dataset(
+        data.name,
+        data.images[rows],
+        None if data.labels is None else data.labels[rows],
+        data.classes,
+        torch.arange(len(kept[0])),
+        torch.arange(len(kept[0]), len(rows)),
+    )

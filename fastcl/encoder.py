@@ -1,0 +1,104 @@
+"""A small convolutional encoder, and its file: float or int8, with all that is needed to use it again."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fastcl.errors import CheckpointError
+from fastcl.files import pack_tensors, read_tensors, write_atomically
+
+__all__ = ["Encoder", "EncoderConfig", "load_encoder", "save_encoder"]
+
+_FORMAT = "fastcl-encoder-1"
+# Cells each way that the last feature map is pooled to: it matters where a stroke is, not only that it is there.
+_GRID = 3
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What an encoder expects and how large it is; with the weights this rebuilds it."""
+
+    channels: int  # of the images: 1 for grey, 3 for RGB
+    image_size: int  # height and width of the images, in pixels
+    width: int  # channels of the first convolution
+    mean: tuple[float, ...]  # of the training images on the scale 0 to 1, one for each channel
+    std: tuple[float, ...]
+
+
+class Encoder(nn.Module):
+    """Convolutions, each with batch normalisation and ReLU, and a pool to a grid of 3×3.
+
+    The first convolution and the pools between the others halve the image until it has about 7×7 pixels.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        halvings = max(2, round(math.log2(config.image_size / 7)))
+        widths = [min(config.width * 2**stage, config.width * 8) for stage in range(halvings + 1)]
+        layers = _convolution(config.channels, widths[0], kernel=5, stride=2)
+        for stage in range(halvings):
+            layers += ([nn.MaxPool2d(2)] if stage else []) + _convolution(widths[stage], widths[stage + 1], kernel=3)
+        self.layers = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(_GRID), nn.Flatten())
+        self.dim = _GRID**2 * widths[-1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embeds normalised images [B, C, H, W] as [B, dim]."""
+        return self.layers(images)  # type: ignore[no-any-return]
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """What the encoder expects of uint8 images [B, C, H, W]: float32, (image / 255 − mean) / std by channel."""
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.config.mean, self.config.std))
+        return (images.float() / 255 - mean) / std
+
+    @torch.no_grad()
+    def embed(self, images: Tensor, batch_size: int = 256) -> Tensor:
+        """Embeds uint8 images [N, C, H, W] as float32 [N, dim], in evaluation mode."""
+        training = self.training
+        self.eval()
+        try:
+            parts = [self(self.normalize(batch)) for batch in images.split(batch_size)]
+        finally:
+            self.train(training)
+        return torch.cat(parts)
+
+
+def _convolution(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> list[nn.Module]:
+    return [
+        nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(channels_out),
+        nn.ReLU(),
+    ]
+
+
+def save_encoder(encoder: Encoder, path: Path, kind: str) -> int:
+    """Writes an encoder of kind ``"float"`` or ``"int8"``; returns the size of the file in bytes."""
+    data = pack_tensors(encoder.state_dict(), {"format": _FORMAT, "kind": kind, "config": asdict(encoder.config)})
+    write_atomically(path, data)
+    return len(data)
+
+
+def load_encoder(path: Path) -> tuple[Encoder, str]:
+    """Reads an encoder and its kind, ``"float"`` or ``"int8"``, in evaluation mode.
+
+    Raises:
+        CheckpointError: for a file that is missing, damaged or no encoder.
+    """
+    tensors, header = read_tensors(path, _FORMAT)
+    try:
+        fields = header["config"]
+        config = EncoderConfig(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+        encoder, kind = Encoder(config), header["kind"]
+        if kind == "int8":
+            from fastcl.compress import to_int8
+
+            encoder = to_int8(encoder)
+        encoder.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: the encoder does not fit its own description: {error}") from error
+    return encoder.eval(), kind

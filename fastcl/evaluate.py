@@ -1,0 +1,108 @@
+"""How good embeddings are, judged with labels: k nearest neighbours and a linear probe on held-out images."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fastcl.encoder import Encoder
+from fastcl.errors import run_extra
+
+__all__ = ["LinearProbe", "Scores", "knn_predict", "latency_ms", "nearest"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Shares of the held-out images that were recognised, 0 to 1."""
+
+    knn: float
+    probe: float
+
+
+def _unit_rows(embeddings: Tensor) -> Array:
+    array: Array = torch.nn.functional.normalize(embeddings.double(), dim=1).numpy()
+    return array
+
+
+def knn_predict(train: Tensor, train_labels: Tensor, test: Tensor, k: int) -> Array:
+    """Classes of `test` by the `k` most similar of `train` (cosine), each with the weight 1 / distance.
+
+    Args:
+        train: embeddings [N, dim].
+        train_labels: int64 [N].
+        test: embeddings [M, dim].
+        k: neighbours; at most N are used.
+
+    Returns:
+        int64 [M].
+    """
+    with run_extra():
+        from sklearn.neighbors import KNeighborsClassifier
+    # Between unit rows the Euclidean distance ranks as the cosine does.
+    model = KNeighborsClassifier(min(k, len(train)), weights="distance", algorithm="brute")
+    predicted: Array = model.fit(_unit_rows(train), train_labels.numpy()).predict(_unit_rows(test))
+    return predicted
+
+
+def nearest(train: Tensor, test: Tensor, k: int) -> Tensor:
+    """Rows of the `k` embeddings of `train` most similar (cosine) to each of `test`, int64 [M, k], nearest first."""
+    similarity = torch.from_numpy(_unit_rows(test)) @ torch.from_numpy(_unit_rows(train)).T
+    return similarity.topk(min(k, len(train)), dim=1).indices
+
+
+class LinearProbe:
+    """Multinomial logistic regression on standardised embeddings (L-BFGS, L2)."""
+
+    def __init__(self, embeddings: Tensor, labels: Tensor, c: float) -> None:
+        """Fits the probe.
+
+        Args:
+            embeddings: of the training images, [N, dim].
+            labels: int64 [N].
+            c: inverse strength of the regularisation; fixed beforehand, not chosen by the test images.
+        """
+        with run_extra():
+            from sklearn.linear_model import LogisticRegression
+            from sklearn.pipeline import make_pipeline
+            from sklearn.preprocessing import StandardScaler
+        self._model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000))
+        self._model.fit(embeddings.double().numpy(), labels.numpy())
+
+    def predict(self, embeddings: Tensor) -> Array:
+        """Classes of embeddings [M, dim], int64 [M]."""
+        predicted: Array = self._model.predict(embeddings.double().numpy())
+        return predicted
+
+
+def accuracy(predicted: Array, labels: Tensor) -> float:
+    """The share of right predictions."""
+    return float(np.mean(predicted == labels.numpy()))
+
+
+def latency_ms(encoder: Encoder, images: Tensor, batch_size: int, repeats: int = 20, seconds: float = 3.0) -> float:
+    """Median time to embed a batch of uint8 images, normalisation included, in milliseconds.
+
+    Args:
+        encoder: float or int8.
+        images: uint8 [N, C, H, W] to make the batch of.
+        batch_size: images in it.
+        repeats: calls at most.
+        seconds: after which no call is begun.
+    """
+    batch = images[torch.arange(batch_size) % len(images)]
+    encoder.embed(batch, batch_size)  # packs the weights, fills the caches
+    times: list[float] = []
+    while not times or (len(times) < repeats and sum(times) < seconds):
+        started = time.perf_counter()
+        encoder.embed(batch, batch_size)
+        times.append(time.perf_counter() - started)
+    return 1000 * statistics.median(times)

@@ -1,0 +1,210 @@
+"""Contrastive pretraining (SimCLR, Chen et al. 2020): sees images alone, and can stop and go on at any step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastcl.checkpoint import load_checkpoint, save_checkpoint
+from fastcl.config import RunConfig
+from fastcl.encoder import Encoder, EncoderConfig
+from fastcl.errors import CheckpointError, ConfigError, DivergedError
+from fastcl.losses import NTXentLoss
+from fastcl.recipe import build_transform
+
+__all__ = ["Pretraining", "image_statistics", "projection_head"]
+
+
+def image_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of uint8 images [N, C, H, W], on the scale 0 to 1."""
+    # From the counts of the 256 values: exact, and without a copy in floating point.
+    values = torch.arange(256, dtype=torch.float64) / 255
+    means, stds = [], []
+    for channel in images.unbind(1):
+        share = channel.flatten().bincount(minlength=256).double() / channel.numel()
+        mean = (share * values).sum()
+        means.append(mean.item())
+        stds.append(max((share * (values - mean) ** 2).sum().sqrt().item(), 1 / 255))
+    return tuple(means), tuple(stds)
+
+
+def projection_head(dim: int, hidden: int, out: int) -> nn.Sequential:
+    """Two layers from embeddings to the space where views are compared; thrown away after pretraining."""
+    return nn.Sequential(nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out))
+
+
+class Pretraining:
+    """Encoder, projection head, optimiser and position; every step follows from (config, images, position).
+
+    Attributes:
+        encoder: what is learnt.
+        step: optimiser steps done.
+        steps: optimiser steps in all.
+        losses: of the steps done.
+        seconds: time spent in them.
+    """
+
+    def __init__(self, images: Tensor, config: RunConfig) -> None:
+        """Starts at step 0.
+
+        Args:
+            images: uint8 [N, C, H, W]. There are no labels here, and no held-out images.
+            config: of the run.
+
+        Raises:
+            ConfigError: where a batch is larger than the data.
+        """
+        if config.batch_size > len(images):
+            raise ConfigError(
+                f"batch_size: expected at most the {len(images)} images to train on, got {config.batch_size}"
+            )
+        self._images, self._config = images, config
+        channels, size = images.shape[1:3]
+        mean, std = image_statistics(images)
+        self.transform = build_transform(config.recipe, size, mean, std, config.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.encoder = Encoder(EncoderConfig(channels, size, config.width, mean, std))
+            self._head = projection_head(self.encoder.dim, config.hidden, config.projection)
+        self.encoder.to(memory_format=torch.channels_last)
+        self._loss = NTXentLoss(config.temperature)
+        self._model = nn.ModuleDict({"encoder": self.encoder, "head": self._head})
+        self._optimizer = torch.optim.AdamW(
+            self._model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        self.steps_per_epoch = len(images) // config.batch_size
+        self.steps = config.epochs * self.steps_per_epoch
+        self.step = 0
+        self.losses: list[float] = []
+        self.seconds = 0.0
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return self.step // self.steps_per_epoch
+
+    @property
+    def epochs(self) -> int:
+        """Epochs in all."""
+        return self._config.epochs
+
+    @property
+    def recent_loss(self) -> float:
+        """Mean loss of the last epoch's worth of steps."""
+        recent = self.losses[-self.steps_per_epoch :]
+        return sum(recent) / max(1, len(recent))
+
+    @property
+    def images_per_second(self) -> float:
+        """Images, each seen as two views, trained on per second of training so far."""
+        return self.step * self._config.batch_size / self.seconds if self.seconds else 0.0
+
+    def run(
+        self,
+        checkpoint: Path,
+        description: dict[str, Any],
+        on_step: Callable[[Pretraining], None],
+        should_stop: Callable[[], bool],
+    ) -> bool:
+        """Trains to the end, or until asked to stop.
+
+        Args:
+            checkpoint: the file that is replaced after every epoch (or ``checkpoint_steps``), and when it stops.
+            description: kept in the checkpoint.
+            on_step: called after every step.
+            should_stop: asked after every step.
+
+        Returns:
+            Whether it came to the end.
+
+        Raises:
+            DivergedError: for a loss that is NaN or infinite; the last checkpoint stands.
+        """
+        every = self._config.checkpoint_steps or self.steps_per_epoch
+        self._model.train()
+        while self.step < self.steps:
+            started = time.perf_counter()
+            loss = self._train_step()
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"the loss became {loss} at step {self.step + 1} of {self.steps} (epoch {self.epoch + 1}): "
+                    "training has diverged; try a smaller --lr or a larger --temperature"
+                )
+            self.step += 1
+            self.losses.append(loss)
+            self.seconds += time.perf_counter() - started
+            stop = should_stop()
+            if stop or self.step % every == 0 or self.step == self.steps:
+                self.save(checkpoint, description)
+            on_step(self)
+            if stop and self.step < self.steps:
+                return False
+        return True
+
+    def _train_step(self) -> float:
+        config, epoch = self._config, self.epoch
+        # The order of an epoch follows from (seed, epoch) alone; what does not fill a batch waits for another epoch.
+        order = np.random.RandomState([config.seed, epoch]).permutation(len(self._images))
+        first = (self.step % self.steps_per_epoch) * config.batch_size
+        index = torch.from_numpy(order[first : first + config.batch_size])
+        batch = self._images[index]
+        views = torch.cat([self.transform(batch, index=index, epoch=epoch, view=view) for view in (0, 1)])
+        for group in self._optimizer.param_groups:
+            group["lr"] = config.lr * self._schedule()
+        projections = self._head(self.encoder(views.contiguous(memory_format=torch.channels_last)))
+        loss = self._loss(*projections.chunk(2))
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        return float(loss.item())
+
+    def _schedule(self) -> float:
+        """Linear warm-up times cosine decay, of 1 at most."""
+        warmup = min(1.0, (self.step + 1) / max(1.0, self._config.warmup_epochs * self.steps_per_epoch))
+        return warmup * 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
+
+    def save(self, path: Path, description: dict[str, Any]) -> None:
+        """Writes all that :meth:`restore` needs."""
+        tensors = {f"model.{name}": tensor for name, tensor in self._model.state_dict().items()}
+        for row, state in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{row}.{name}": tensor for name, tensor in state.items()}
+        tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
+        save_checkpoint(path, tensors, {**description, "step": self.step, "seconds": self.seconds})
+
+    def restore(self, path: Path) -> dict[str, Any]:
+        """Goes to where a checkpoint stands; returns its description.
+
+        Raises:
+            CheckpointError: for a checkpoint that is damaged or of another model.
+        """
+        tensors, description = load_checkpoint(path)
+        state: dict[int, dict[str, Tensor]] = {}
+        model: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "model":
+                model[rest] = tensor
+            elif kind == "optimizer":
+                row, _, key = rest.partition(".")
+                state.setdefault(int(row), {})[key] = tensor
+        try:
+            self._model.load_state_dict(model)
+            groups = self._optimizer.state_dict()["param_groups"]
+            # The fused optimiser walks a parameter and its state in step, so they must lie alike in memory.
+            for number, parameter in enumerate(self._model.parameters()):
+                for key, tensor in state.get(number, {}).items():
+                    if tensor.shape == parameter.shape:
+                        state[number][key] = torch.empty_like(parameter).copy_(tensor)
+            self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+            self.step, self.seconds = int(description["step"]), float(description["seconds"])
+            self.losses = tensors["losses"].tolist()
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{path}: the checkpoint is of another model: {error}") from error
+        return description

@@ -1,0 +1,75 @@
+"""Folding BatchNorm into the layer before it, so that what is quantised is what runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+# the layer, the norm that may follow it, and the function that folds one into a copy of the other
+_PAIRS: tuple[tuple[type, type, Callable[..., nn.Module]], ...] = (
+    (nn.Conv2d, nn.BatchNorm2d, fuse_conv_bn_eval),
+    (nn.Linear, nn.BatchNorm1d, fuse_linear_bn_eval),
+)
+
+
+def fold_batchnorm_(model: nn.Module) -> list[str]:
+    """Folds each BatchNorm's running statistics into the convolution or linear layer that feeds it and it alone.
+
+    In place: a layer with the new weight takes its place, and an ``nn.Identity`` the BatchNorm's. Pairs are found by
+    tracing the model with ``torch.fx``, and within each ``nn.Sequential`` where it cannot be traced.
+
+    Args:
+        model: in evaluation mode; a BatchNorm without running statistics is left.
+
+    Returns:
+        The names of the BatchNorms that were folded.
+
+    Raises:
+        ValueError: for a model in training mode.
+    """
+    if model.training:
+        raise ValueError("fold_batchnorm_: model must be in evaluation mode: call model.eval() first")
+    folded = []
+    for layer_name, norm_name in list(_pairs(model)):
+        layer: Any = model.get_submodule(layer_name)
+        norm: Any = model.get_submodule(norm_name)
+        for layer_type, norm_type, fuse in _PAIRS:
+            if type(layer) is layer_type and type(norm) is norm_type and getattr(norm, "track_running_stats", False):
+                _replace(model, layer_name, fuse(layer, norm))
+                _replace(model, norm_name, nn.Identity())
+                folded.append(norm_name)
+    return folded
+
+
+def _pairs(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Names of modules where the second is called on the result of the first, which nothing else reads."""
+    try:
+        nodes = list(fx.Tracer().trace(model).nodes)
+    except Exception:  # whatever a model does that fx cannot follow
+        yield from _sequential_pairs(model)
+        return
+    calls = [str(node.target) for node in nodes if node.op == "call_module"]
+    for node in nodes:
+        if node.op != "call_module" or len(node.args) != 1:
+            continue
+        before = node.args[0]
+        if isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1:
+            names = str(before.target), str(node.target)
+            if all(calls.count(name) == 1 for name in names):
+                yield names
+
+
+def _sequential_pairs(model: nn.Module) -> Iterator[tuple[str, str]]:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Sequential):
+            names = [f"{name}.{child}" if name else child for child, _ in module.named_children()]
+            yield from pairwise(names)
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

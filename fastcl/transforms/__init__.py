@@ -1,0 +1,49 @@
+"""Drop-ins for torchvision.transforms.v2 and lightly that draw per image and run a whole batch in one fused pass.
+
+Every transform takes uint8 [B, C, H, W] or [C, H, W] tensors (or float32 from 0 to 1), or one PIL image. What a
+transform draws for an image depends on (seed, epoch, sample number, view) alone: not on batch size, order, workers or
+device.
+"""
+
+from fastcl.ops.augment import PARAM_NAMES, RECIPE_NAMES
+from fastcl.transforms.compose import Compose, Transform
+from fastcl.transforms.preview import preview_grid
+from fastcl.transforms.simclr import IMAGENET_NORMALIZE, SimCLRTransform
+from fastcl.transforms.single import (
+    CenterCrop,
+    ColorJitter,
+    GaussianBlur,
+    Normalize,
+    RandomAffine,
+    RandomApply,
+    RandomGrayscale,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    RandomRotation,
+    RandomVerticalFlip,
+    Resize,
+    ToDtype,
+)
+
+__all__ = [
+    "IMAGENET_NORMALIZE",
+    "PARAM_NAMES",
+    "RECIPE_NAMES",
+    "CenterCrop",
+    "ColorJitter",
+    "Compose",
+    "GaussianBlur",
+    "Normalize",
+    "RandomAffine",
+    "RandomApply",
+    "RandomGrayscale",
+    "RandomHorizontalFlip",
+    "RandomResizedCrop",
+    "RandomRotation",
+    "RandomVerticalFlip",
+    "Resize",
+    "SimCLRTransform",
+    "ToDtype",
+    "Transform",
+    "preview_grid",
+]

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import fastcl
+from fastcl.ops import int8_conv2d, int8_linear, int8_pack_weight
+
+KERNELS = ("portable", "avx2", "avx_vnni", "avx512_vnni")
+# images [B, C, H, W], kernel, then what F.conv2d calls them
+CASES = {
+    "1x1": ((3, 5, 4, 6), (1, 1), {}),
+    "3x3": ((2, 5, 9, 7), (3, 3), {"padding": 1}),
+    "first_layer": ((4, 1, 28, 28), (3, 3), {"padding": 1}),
+    "strided_1x1": ((2, 3, 7, 8), (1, 1), {"stride": 2}),
+    "padded_1x1": ((1, 3, 4, 4), (1, 1), {"padding": 2}),
+    "dilated": ((2, 4, 9, 11), (3, 2), {"dilation": (2, 3), "padding": (2, 3)}),
+    "uneven": ((1, 3, 12, 10), (2, 5), {"stride": (3, 2), "padding": (1, 4)}),
+    "kernel_is_the_image": ((5, 2, 3, 4), (3, 4), {}),
+    "mostly_padding": ((1, 2, 1, 1), (3, 3), {"padding": 3}),
+    "many_rows": ((3, 40, 20, 20), (3, 3), {"padding": 1}),
+}
+
+
+def problem(images: tuple[int, ...], kernel: tuple[int, int], n: int = 37) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    weight = torch.randint(-127, 128, (n, *kernel, images[1]), dtype=torch.int8)
+    return torch.randn(images), weight, 0.02 * torch.rand(n), torch.randn(n)
+
+
+def by_unfold(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, activation: str, **geometry) -> Tensor:
+    """The reference of int8_linear on torch's own patches, whose inputs stand in another order."""
+    kernel = weight.shape[1:3]
+    sizes = functional.conv2d(x[:1].float(), weight.float().permute(0, 3, 1, 2), **geometry).shape[2:]
+    patches = functional.unfold(x.float(), kernel, **geometry).transpose(1, 2)
+    with fastcl.use_backend("reference"):
+        rows = int8_linear(patches, weight.permute(0, 3, 1, 2).flatten(1), scale, bias, activation=activation)
+    return rows.transpose(1, 2).unflatten(2, sizes).to(x.dtype)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_bits_equal_the_reference_on_patches(kernel, case):
+    if fastcl.backends()["int8_conv2d"]["cpu"] != "native":
+        pytest.skip("native kernels were not built: no C++ compiler at install time")
+    images, size, geometry = case
+    x, weight, scale, bias = problem(images, size)
+    try:
+        packed = int8_pack_weight(weight.flatten(1), kernel)
+    except RuntimeError:
+        pytest.skip(f"this machine has no {kernel}")
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        got = int8_conv2d(x.to(dtype), weight, scale, bias, **geometry, activation="relu", packed=packed)
+        want = by_unfold(x.to(dtype), weight, scale, bias, "relu", **geometry)
+        assert got.dtype == dtype
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_layouts_and_paddings(backend, case, layout):
+    images, size, geometry = case
+    x, weight, scale, bias = problem(images, size)
+    want = by_unfold(x, weight, scale, bias, "none", **geometry)
+    got = int8_conv2d(x.to(memory_format=layout), weight, scale, bias, **geometry)
+    assert torch.equal(got, want)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    pad = geometry.get("padding", 0)
+    vertical, horizontal = (pad, pad) if isinstance(pad, int) else pad
+    uneven = functional.pad(x, (1, 0, 0, 2))
+    rest = {name: value for name, value in geometry.items() if name != "padding"}
+    padded = functional.pad(uneven, (horizontal, horizontal, vertical, vertical))
+    want = by_unfold(padded, weight, scale, bias, "none", **rest)
+    got = int8_conv2d(x, weight, scale, bias, **rest, padding=(horizontal + 1, horizontal, vertical, vertical + 2))
+    assert torch.equal(got, want)
+
+
+def test_a_bad_pixel_spoils_the_patches_that_see_it(backend):
+    x, weight, scale, bias = problem((1, 2, 6, 6), (3, 3))
+    clean = int8_conv2d(x, weight, scale, bias)
+    x[0, 1, 1, 1] = float("nan")
+    got = int8_conv2d(x, weight, scale, bias)
+    assert got[0, :, :2, :2].isnan().all()
+    got[0, :, :2, :2] = clean[0, :, :2, :2]
+    assert torch.equal(got, clean)
+    torch.testing.assert_close(int8_conv2d(0 * clean[:, :2], weight, scale, bias)[0, :, 0, 0], bias, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("activation", ["none", "silu"])
+@pytest.mark.parametrize("case", ["3x3", "dilated", "uneven"])
+def test_gradients_go_straight_through_the_quantiser(backend, case, activation):
+    images, size, geometry = CASES[case]
+    x, weight, scale, bias = problem(images, size, 6)
+    x.requires_grad_()
+    bias.requires_grad_()
+    got = int8_conv2d(x, weight, scale, bias, **geometry, activation=activation)
+    grad = torch.randn_like(got)
+    got = torch.autograd.grad(got, [x, bias], grad)
+    at = by_unfold(x.detach(), weight, scale, bias.detach(), "none", **geometry).double()
+    w = (weight * scale[:, None, None, None]).permute(0, 3, 1, 2).double()
+    exact, b = (t.detach().double().requires_grad_() for t in (x, bias))
+    pre = functional.conv2d(exact, w, b, **geometry)
+    pre = pre + (at - pre).detach()  # the value that the quantised layer has
+    want = torch.autograd.grad(pre if activation == "none" else functional.silu(pre), [exact, b], grad.double())
+    for g, e in zip(got, want, strict=True):
+        torch.testing.assert_close(g.double(), e, rtol=1e-5, atol=1e-5)
+
+
+def test_same_bits_for_every_thread_count():
+    x, weight, scale, bias = problem((4, 16, 15, 15), (3, 3))
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(int8_conv2d(x, weight, scale, bias, padding=1))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("namespace", ["fastcl", "fastcl_reference"])
+def test_opcheck(namespace):
+    x, weight, scale, bias = problem((2, 3, 6, 5), (3, 2), 4)
+    rows = x.permute(0, 2, 3, 1).requires_grad_()
+    inputs = (rows, weight, scale, bias, None, [1, 2], [1, 0, 2, 1], [2, 1], "gelu")
+    torch.library.opcheck(getattr(torch.ops, namespace).int8_conv2d.default, inputs)
+
+
+X, W, S = torch.ones(1, 2, 5, 5), torch.ones(3, 3, 3, 2, dtype=torch.int8), torch.ones(3)
+BAD = {
+    "weight_dtype": ((X, W.float(), S), {}, TypeError, "weight must be int8, got torch.float32"),
+    "weight_shape": ((X, W[0], S), {}, ValueError, r"weight must be \[N, kernel height, kernel width, C\]"),
+    "channels": ((X[:, :1], W, S), {}, ValueError, r"x must be \[B, 2, H, W\], got \[1, 1, 5, 5\]"),
+    "integers": ((X.int(), W, S), {}, TypeError, "x must be float32, .* got torch.int32"),
+    "dims": ((X[0], W, S), {}, ValueError, r"x must be \[B, 2, H, W\]"),
+    "small": ((X[:, :, :2], W, S), {}, ValueError, "at least 3 high, got 2"),
+    "scale": ((X, W, S[:2]), {}, ValueError, r"weight_scale must be \[3\], got \[2\]"),
+    "stride": ((X, W, S), {"stride": 0}, ValueError, "stride must be one or two numbers from 1 up, got 0"),
+    "padding": ((X, W, S), {"padding": (1, 2, 3)}, ValueError, "padding must be"),
+    "activation": ((X, W, S), {"activation": "tanh"}, ValueError, "activation must be one of"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "options", "kind", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_arguments(backend, arguments, options, kind, message):
+    with pytest.raises(kind, match=f"int8_conv2d: .*{message}"):
+        int8_conv2d(*arguments, **options)
+
+
+def test_the_kernel_itself_refuses_what_does_not_fit():
+    if fastcl.backends()["int8_conv2d"]["cpu"] != "native":
+        pytest.skip("native kernels were not built: no C++ compiler at install time")
+    rows = X.permute(0, 2, 3, 1)
+    ones, none = [1, 1], [0, 0, 0, 0]
+    for x, weight, stride, padding, message in [
+        (rows, W[:, :, :, :1], ones, none, r"x must be \[B, H, W, 1\]"),
+        (rows[:, :2], W, ones, none, "at least as large as the kernel"),
+        (rows, W, [0, 1], none, "at least 1, got 0"),
+        (rows, W, ones, [0, 0, 0], "padding 4, got 2, 2 and 3"),
+        (rows, W, ones, [0, 0, 0, -1], "padding must not be negative"),
+    ]:
+        with pytest.raises(RuntimeError, match=f"int8_conv2d: .*{message}"):
+            torch.ops.fastcl.int8_conv2d(x, weight, S, None, None, stride, padding, ones, "none")

@@ -1,0 +1,397 @@
+from __future__ import annotations
+
+import inspect
+import math
+import pickle
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from torch.utils.data import DataLoader, Dataset
+
+import fastcl
+from fastcl import transforms as T
+
+NORMALIZE = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+
+def noise(n: int, channels: int = 3, size: tuple[int, int] = (20, 24)) -> Tensor:
+    return torch.randint(0, 256, (n, channels, *size), dtype=torch.uint8)
+
+
+def pipeline(seed: int | None = 3) -> T.Compose:
+    return T.Compose(
+        [
+            T.RandomResizedCrop(16),
+            T.RandomHorizontalFlip(),
+            T.RandomApply([T.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
+            T.RandomGrayscale(0.2),
+            T.RandomApply([T.GaussianBlur(5)], p=0.5),
+            T.ToDtype(torch.float32, scale=True),
+            T.Normalize(**NORMALIZE),
+        ],
+        seed=seed,
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- the stream
+
+
+def test_same_views_for_any_batch_and_order(backend):
+    images, t = noise(12), pipeline()
+    index = torch.arange(100, 112)
+    whole = t(images, index=index, epoch=2, view=1)
+    order = torch.randperm(12)
+    parts = [t(images[part], index=index[part], epoch=2, view=1) for part in order.split([1, 4, 7])]
+    assert torch.equal(torch.cat(parts), whole[order])
+    assert torch.equal(t(images[3], index=103, epoch=2, view=1), whole[3])
+    assert torch.equal(pipeline()(images, index=index, epoch=2, view=1), whole)
+    for other in (t(images, index=index, epoch=3, view=1), t(images, index=index, epoch=2), pipeline(4)(images, index)):
+        assert not torch.equal(other, whole)
+
+
+def test_without_an_index_each_call_draws_anew(backend):
+    images = noise(4)
+    t = pipeline()
+    first, second = t(images), t(images)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, pipeline()(images, index=torch.arange(4)))
+    assert torch.equal(second, pipeline()(images, index=torch.arange(4, 8)))
+
+
+def test_manual_seed_fixes_a_transform_without_a_seed():
+    images = noise(4)
+    views = []
+    for _ in range(2):
+        torch.manual_seed(11)
+        views.append((pipeline(None)(images), T.ColorJitter(0.5)(images)))
+    assert torch.equal(views[0][0], views[1][0])
+    assert torch.equal(views[0][1], views[1][1])
+    assert pipeline(None).seed != pipeline(None).seed
+
+
+def test_simclr_gives_two_views_of_the_index(backend):
+    images = noise(5)
+    t = T.SimCLRTransform(16, seed=1)
+    first, second = t(images, index=torch.arange(5), epoch=1)
+    assert first.shape == second.shape == (5, 3, 16, 16)
+    assert first.dtype == torch.float32
+    assert not torch.equal(first, second)
+    assert torch.equal(first, t.transform(images, index=torch.arange(5), epoch=1, view=0))
+    assert torch.equal(second, t.transform(images, index=torch.arange(5), epoch=1, view=1))
+    again = t(images)
+    assert not torch.equal(again[0], t(images)[0])
+    assert [view.shape for view in t(images[0])] == [(3, 16, 16)] * 2
+
+
+class Samples(Dataset[Tensor]):
+    def __init__(self, indexed: bool) -> None:
+        self.transform, self.indexed = T.Compose([T.RandomResizedCrop(8)], seed=1), indexed
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, item: int) -> Tensor:
+        ramp = torch.arange(400, dtype=torch.float32).reshape(1, 20, 20) / 400
+        return self.transform(ramp, index=item if self.indexed else None)
+
+
+def test_a_copy_goes_on_alike():
+    """Pickled, as for the workers of a DataLoader that are started afresh."""
+    images, t = noise(4), T.SimCLRTransform(16, rr_prob=0.5, seed=1)
+    t(images)
+    copy = pickle.loads(pickle.dumps(t))
+    assert torch.equal(torch.cat(copy(images)), torch.cat(t(images)))
+
+
+def test_workers_draw_the_same_with_an_index_and_apart_without():
+    def load(indexed: bool, workers: int) -> Tensor:
+        return torch.cat(list(DataLoader(Samples(indexed), batch_size=2, num_workers=workers)))
+
+    assert torch.equal(load(True, 0), load(True, 2))
+    assert len(load(False, 2).flatten(1).unique(dim=0)) == 8
+
+
+# ----------------------------------------------------------------------------------------------------------- fusion
+
+
+def one_by_one(t: T.Compose, images: Tensor, index: Tensor) -> Tensor:
+    """The transforms of one pass, each alone: their draws have numbers of their own, so they are the same."""
+    for transform in t.transforms:
+        images = T.Compose([transform], seed=t.seed)(images, index=index)
+    return images
+
+
+CROP, HFLIP, VFLIP = T.RandomResizedCrop((12, 10)), T.RandomHorizontalFlip(), T.RandomVerticalFlip()
+TURN = T.RandomRotation(40, interpolation="bilinear", fill=0.4)
+AFFINE = T.RandomAffine(20, (0.2, 0.3), (0.7, 1.2), 10, interpolation="bilinear", fill=0.4)
+JITTER, GRAY, BLUR = T.ColorJitter(0.8, 0.8, 0.8, 0.2), T.RandomGrayscale(0.5), T.GaussianBlur((5, 3))
+NORM = T.Normalize(**NORMALIZE)
+ONE_PASS = {
+    "simclr": [CROP, HFLIP, VFLIP, TURN, JITTER, GRAY, BLUR, NORM],
+    "flips_first": [HFLIP, VFLIP, CROP, TURN, JITTER],
+    "flips_around_the_crop": [VFLIP, CROP, HFLIP, TURN],
+    "flips_after_the_warp": [CROP, TURN, HFLIP, VFLIP, JITTER],
+    "a_flip_on_each_side_of_the_affine": [HFLIP, AFFINE, VFLIP],
+    "flips_last": [CROP, AFFINE, JITTER, NORM, HFLIP, VFLIP],
+    "blur_before_gray": [CROP, BLUR, GRAY, HFLIP],
+    "resize": [T.Resize(9), HFLIP, BLUR],
+    "center_crop": [HFLIP, T.CenterCrop((9, 12)), JITTER],
+}
+SEVERAL = {
+    "two_jitters": ([JITTER, JITTER], 2),
+    "crop_after_colour": ([JITTER, CROP], 2),
+    "warp_before_crop": ([TURN, CROP], 2),
+    "two_warps": ([CROP, TURN, AFFINE], 2),
+    "jitter_after_blur": ([BLUR, JITTER, GRAY], 2),
+    "colour_after_normalise": ([NORM, JITTER, BLUR], 2),
+    "resize_and_crop": ([T.Resize(18), T.CenterCrop(12)], 2),
+    "everything_twice": ([*ONE_PASS["simclr"], *ONE_PASS["simclr"]], 2),
+}
+
+
+@pytest.mark.parametrize("steps", ONE_PASS.values(), ids=ONE_PASS.keys())
+def test_one_pass_gives_what_the_transforms_give_one_by_one(backend, steps):
+    images, index = noise(16) / 255, torch.arange(16)
+    t = T.Compose(steps, seed=5)
+    assert len(t.passes) == 1
+    # Values up to 2.7 (normalised) that were rounded once per stage more; a position in a warp is rounded in float64.
+    torch.testing.assert_close(t(images, index=index), one_by_one(t, images, index), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("steps", "passes"), SEVERAL.values(), ids=SEVERAL.keys())
+def test_several_passes_where_the_order_needs_them(backend, steps, passes):
+    images = noise(16) / 255
+    t = T.Compose(steps, seed=5)
+    assert len(t.passes) == passes
+    assert repr(t).count("pass ") == passes
+    params = t.sample(16, (20, 24))
+    assert params.shape == (16, passes * len(T.PARAM_NAMES)) == (16, len(t.param_names))
+    want = images
+    for number, plan in enumerate(t.passes):
+        table = params[:, number * len(T.PARAM_NAMES) :][:, : len(T.PARAM_NAMES)]
+        want = T.Compose(plan.transforms, seed=5).apply(want, table)
+    assert torch.equal(t(images, index=torch.arange(16)), want)
+
+
+def test_two_transforms_of_one_kind_draw_apart():
+    t = T.Compose([JITTER, JITTER], seed=5)
+    table = dict(zip(t.param_names, t.sample(50, (8, 8)).unbind(1), strict=True))
+    assert (table["pass0.brightness"] != table["pass1.brightness"]).all()
+
+
+def test_passes_of_uint8_keep_the_images_units(backend):
+    """Fill values are in the user's units in every pass, and the last pass gives uint8 again."""
+    images = torch.full((1, 3, 9, 9), 100, dtype=torch.uint8)
+    shift = T.RandomAffine((180, 180), scale=(0.5, 0.5), fill=200)
+    t = T.Compose([shift, shift], seed=0)
+    got = t(images)
+    assert got.dtype == torch.uint8
+    assert set(got.unique().tolist()) == {100, 200}
+
+
+def test_a_fill_is_in_the_units_that_images_have_where_it_stands(backend):
+    images = torch.zeros(1, 3, 9, 9, dtype=torch.uint8)
+    to_float = T.ToDtype(torch.float32, scale=True)
+    for steps in (
+        [T.RandomAffine((180, 180), scale=(0.5, 0.5), fill=51), to_float],
+        [to_float, T.RandomAffine((180, 180), scale=(0.5, 0.5), fill=0.2)],
+        [T.RandomGrayscale(), T.RandomAffine((180, 180), scale=(0.5, 0.5), fill=51), to_float],
+        [to_float, T.RandomGrayscale(), T.RandomAffine((180, 180), scale=(0.5, 0.5), fill=0.2)],
+    ):
+        got = T.Compose(steps, seed=0)(images)
+        torch.testing.assert_close(got.max(), torch.tensor(0.2))
+        assert got.min() == 0
+
+
+@pytest.mark.parametrize(
+    ("steps", "dtype", "high"),
+    [
+        ([HFLIP], torch.uint8, 255.0),
+        ([HFLIP, T.ToDtype(torch.float32, scale=True)], torch.float32, 1.0),
+        ([T.ToDtype(torch.float32, scale=True), HFLIP], torch.float32, 1.0),
+        ([HFLIP, T.ToDtype(torch.float32)], torch.float32, 255.0),
+        ([T.ToDtype(torch.float32), T.Normalize([10.0], [2.0])], torch.float32, 122.5),
+        ([T.Normalize([0.5], [0.5])], torch.float32, 1.0),
+        ([T.Normalize([0.5], [0.5]), T.ToDtype(torch.bfloat16, scale=True)], torch.bfloat16, 1.0),
+        ([T.ToDtype(torch.float16, scale=True), JITTER, CROP], torch.float16, 1.0),
+        ([T.Normalize([0.0], [0.5]), CROP], torch.float32, 2.0),
+    ],
+)
+def test_dtypes(backend, steps, dtype, high):
+    images = torch.full((2, 3, 8, 8), 255, dtype=torch.uint8)
+    got = T.Compose(steps, seed=0)(images)
+    assert got.dtype == dtype
+    if JITTER not in steps:
+        torch.testing.assert_close(got, torch.full_like(got, high))  # 255 * (1 / 255) rounds
+
+
+def test_a_table_can_be_edited_and_replayed(backend):
+    images = noise(3)
+    t = T.Compose([T.RandomHorizontalFlip(0.0)], seed=0)
+    params = t.sample(3, (20, 24))
+    assert torch.equal(t.apply(images, params), images)
+    params[1, t.param_names.index("hflip")] = 1
+    got = t.apply(images, params)
+    assert torch.equal(got[1], images[1].flip(2))
+    assert torch.equal(got[::2], images[::2])
+
+
+# --------------------------------------------------------------------------------------------- against torchvision
+
+
+def test_names_arguments_and_defaults_are_torchvision_s():
+    v2 = pytest.importorskip("torchvision.transforms.v2", reason="torchvision, the peer, is absent")
+    for name in T.__all__:
+        theirs = getattr(v2, name, None)
+        if theirs is None or name in ("Compose", "Transform"):
+            continue
+        want, got = (inspect.signature(c.__init__).parameters for c in (theirs, getattr(T, name)))
+        assert list(got) == list(want), name
+        for argument, parameter in want.items():
+            assert got[argument].default == parameter.default, (name, argument)
+
+
+def test_simclr_s_arguments_are_lightly_s():
+    lightly = pytest.importorskip("lightly.transforms", reason="lightly, the peer, is absent")
+    want, got = (inspect.signature(c.__init__).parameters for c in (lightly.SimCLRTransform, T.SimCLRTransform))
+    assert list(got)[: len(want)] == list(want)
+    assert all(got[name].default == parameter.default for name, parameter in want.items())
+
+
+DETERMINISTIC = {
+    "resize_shorter": ("Resize", (15,), {}),
+    "resize_at_most": ("Resize", (15,), {"max_size": 17}),
+    "resize_to": ("Resize", ((7, 30),), {}),
+    "center_crop": ("CenterCrop", ((9, 14),), {}),
+    "odd_center_crop": ("CenterCrop", (11,), {}),
+    "flip": ("RandomHorizontalFlip", (1.0,), {}),
+    "quarter": ("RandomRotation", ((90, 90),), {}),
+    "turn": ("RandomRotation", ((33, 33),), {"interpolation": "bilinear", "fill": 7}),
+    "off_center": ("RandomRotation", ((-50, -50),), {"interpolation": "bilinear", "center": [3, 4]}),
+    "affine": ("RandomAffine", ((20, 20), None, (0.8, 0.8), (5, 5, 7, 7)), {"interpolation": "bilinear"}),
+    "brightness": ("ColorJitter", ((1.4, 1.4),), {}),
+    "hue": ("ColorJitter", (), {"hue": (0.3, 0.3)}),
+    "gray": ("RandomGrayscale", (1.0,), {}),
+    "blur": ("GaussianBlur", ((5, 3), 1.3), {}),
+    "normalize": ("Normalize", ([0.4], [0.3]), {}),
+}
+
+
+@pytest.mark.parametrize("size", [(20, 24), (31, 19), (16, 16)])
+@pytest.mark.parametrize(("name", "arguments", "named"), DETERMINISTIC.values(), ids=DETERMINISTIC.keys())
+def test_what_leaves_nothing_to_chance_is_torchvision_s(backend, name, arguments, named, size):
+    v2 = pytest.importorskip("torchvision.transforms.v2", reason="torchvision, the peer, is absent")
+    image = noise(1, size=size)[0] / 255
+    want = getattr(v2, name)(*arguments, **named)(image)
+    got = getattr(T, name)(*arguments, **named)(image)
+    # As in test_augment.py: positions of a warp to 1e-4 pixels and so values, the rest to a few roundings.
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ColorJitter", "RandomGrayscale"])
+def test_a_gray_image_keeps_its_one_channel(backend, name):
+    images = noise(2, 1)
+    t = T.ColorJitter(hue=0.5, saturation=0.9) if name == "ColorJitter" else T.RandomGrayscale(1.0)
+    assert torch.equal(t(images), images)
+
+
+def test_pil_images(backend):
+    image = pytest.importorskip("PIL.Image", reason="Pillow is absent")
+    picture = noise(1)[0]
+    for mode, want in (("RGB", picture), ("L", picture[:1]), ("RGBA", picture)):
+        array = want.permute(1, 2, 0).numpy() if mode != "L" else want[0].numpy()
+        given = image.fromarray(array).convert(mode)
+        assert torch.equal(T.RandomHorizontalFlip(1.0)(given), want.flip(2))
+
+
+def test_compiles_without_graph_breaks(backend):
+    torch._dynamo.reset()
+    t, images = T.SimCLRTransform(16, seed=1), noise(4)
+    compiled = torch.compile(lambda x, i: torch.cat(t(x, index=i)), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(images, torch.arange(4)), torch.cat(t(images, index=torch.arange(4))))
+    counted = torch.compile(lambda x: t(x)[0], fullgraph=True, backend="aot_eager")
+    first, second = counted(images), counted(images)  # the counter runs on inside the graph
+    assert torch.equal(first, t(images, index=torch.arange(4))[0])
+    assert torch.equal(second, t(images, index=torch.arange(4, 8))[0])
+
+
+def test_a_new_epoch_compiles_nothing_new():
+    torch._dynamo.reset()
+    t, images, index = T.SimCLRTransform(16, seed=1), noise(4), torch.arange(4)
+    counter = CompileCounter()
+    compiled = torch.compile(lambda x, i, epoch: t(x, i, epoch)[0], fullgraph=True, backend=counter)
+    for epoch in range(10):
+        assert torch.equal(compiled(images, index, epoch), t(images, index, epoch)[0])
+    assert counter.frame_count <= 2  # the first epoch, and any
+
+
+# ---------------------------------------------------------------------------------------------------------- preview
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_preview_grid(backend, channels):
+    images = noise(2, channels)
+    grid = T.preview_grid(images, T.SimCLRTransform(16, seed=1), views=3)
+    assert grid.dtype == torch.uint8
+    assert grid.shape == (3, 2 * 18 + 2, 4 * 18 + 2)
+    assert (grid[:, :2] == 255).all()
+    unchanged = T.preview_grid(images, T.Compose([T.Normalize([0.5], [0.5])]), views=1)
+    assert torch.equal(unchanged[:, 2:22, 2:26], images[0].expand(3, -1, -1))
+    assert torch.equal(unchanged[:, 2:22, 28:52], images[0].expand(3, -1, -1))
+    with pytest.raises(TypeError, match="preview_grid: transform must be"):
+        T.preview_grid(images, lambda x: x)
+
+
+# -------------------------------------------------------------------------------------------------------- bad input
+
+BAD = {
+    "seed": (lambda: T.Compose([], seed=2**63), ValueError, "seed must be in"),
+    "foreign": (lambda: T.Compose([torch.nn.ReLU()]), TypeError, "must be fastcl.transforms', got torch.nn"),
+    "apply_foreign": (lambda: T.RandomApply([torch.nn.ReLU()]), TypeError, "must be fastcl.transforms'"),
+    "apply_many": (lambda: T.RandomApply([HFLIP, VFLIP]), ValueError, "must be one"),
+    "apply_crop": (lambda: T.RandomApply([CROP]), ValueError, "RandomResizedCrop cannot be left to chance"),
+    "p": (lambda: T.RandomHorizontalFlip(1.5), ValueError, "p must be from 0 to 1"),
+    "size": (lambda: T.RandomResizedCrop(0), ValueError, "size must be"),
+    "scale": (lambda: T.RandomResizedCrop(8, (1, 0.5)), ValueError, "scale must be"),
+    "ratio": (lambda: T.RandomResizedCrop(8, ratio=(0, 1)), ValueError, "ratio positive"),
+    "bicubic": (lambda: T.RandomResizedCrop(8, interpolation="bicubic"), ValueError, "interpolation must be bilinear"),
+    "antialias": (lambda: T.Resize(8, antialias=False), ValueError, "antialias must be True"),
+    "degrees": (lambda: T.RandomRotation(-3), ValueError, "degrees must not be negative"),
+    "expand": (lambda: T.RandomRotation(3, expand=True), ValueError, "expand must be False"),
+    "translate": (lambda: T.RandomAffine(3, (2, 0)), ValueError, "translate must be"),
+    "zoom": (lambda: T.RandomAffine(3, scale=(0, 1)), ValueError, "scale must be positive"),
+    "brightness": (lambda: T.ColorJitter(-1), ValueError, "brightness must not be negative"),
+    "hue": (lambda: T.ColorJitter(hue=0.6), ValueError, "hue must be within"),
+    "even": (lambda: T.GaussianBlur(4), ValueError, "kernel_size must be odd"),
+    "sigma": (lambda: T.GaussianBlur(3, 0.0), ValueError, "sigma must be positive"),
+    "nan": (lambda: T.GaussianBlur(3, (0.1, math.nan)), ValueError, "sigma must be two finite"),
+    "std": (lambda: T.Normalize([0.5], [0.0]), ValueError, "std not 0"),
+    "dtype": (lambda: T.ToDtype(torch.int64, scale=True), ValueError, "dtype must be"),
+    "images": (lambda: HFLIP([1, 2]), TypeError, "images must be a Tensor or a PIL image, got list"),
+    "dims": (lambda: HFLIP(torch.zeros(4, 4)), ValueError, r"got \[4, 4\]"),
+    "integers": (lambda: HFLIP(torch.zeros(1, 3, 4, 4).long()), TypeError, "got torch.int64"),
+    "index": (lambda: HFLIP(noise(3), index=torch.arange(2)), ValueError, "one number for each of 3 images, got 2"),
+    "small": (lambda: T.CenterCrop(50)(noise(1)), ValueError, "size must not be above the image's"),
+    "blur": (lambda: T.GaussianBlur(49)(noise(1)), RuntimeError, "blur_radius_x = 24"),
+    "params": (lambda: pipeline().apply(noise(1), torch.zeros(1, 3)), ValueError, r"params must be \[B, 27\]"),
+}
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_arguments(call, kind, message):
+    with pytest.raises(kind, match=message):
+        call()
+
+
+def test_the_kernel_size_of_simclr_is_ignored_with_a_warning():
+    with pytest.warns(DeprecationWarning, match="kernel_size has no effect"):
+        T.SimCLRTransform(kernel_size=0.1)
+
+
+def test_the_transforms_run_on_the_backend_that_is_asked_for():
+    images = noise(2)
+    with fastcl.use_backend("reference"):
+        want = pipeline()(images, index=torch.arange(2))
+    assert torch.allclose(pipeline()(images, index=torch.arange(2)), want, rtol=0, atol=2e-5)
