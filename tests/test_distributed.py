@@ -232,6 +232,30 @@ def largest_of_ring(rank: int, samples: int) -> dict[str, int]:
     return results
 
 
+def many_rows(dtype: torch.dtype) -> list[Tensor]:
+    """Two views of so many rows that the kernels take several tiles."""
+    generator = torch.Generator().manual_seed(4)
+    views = functional.normalize(torch.randn(2, 600, 40, generator=generator, dtype=torch.float64), dim=2)
+    return [view.to(dtype).requires_grad_() for view in (views[0], functional.normalize(views.sum(dim=0), dim=1))]
+
+
+MANY: dict[str, Callable[..., Tensor]] = {
+    "ntxent": lambda a, b, **options: losses.NTXentLoss(0.005, **options)(a, b),
+    "clip": lambda a, b, **options: losses.ClipLoss(**options)(a, b, 200.0),
+}
+
+
+def run_many_rows(rank: int, world: int) -> dict[str, Any]:
+    """Each process's share of the rows; the exact gradient is what world_size processes sum, over world_size."""
+    results: dict[str, Any] = {}
+    for name, form in MANY.items():
+        for mode in ("gather", "ring"):
+            inputs = many_rows(torch.float32)
+            form(*(x.chunk(world)[rank] for x in inputs), distributed=mode).backward()
+            results[f"{name}-{mode}"] = [x.grad.chunk(world)[rank] / world for x in inputs]
+    return results
+
+
 def run_gather(rank: int) -> dict[str, Tensor]:
     x = torch.full((2, 3), float(rank), dtype=torch.bfloat16, requires_grad=True)
     rows = gather_with_gradient(x)
@@ -249,6 +273,7 @@ def work(rank: int, world: int, folder: str) -> None:
         "open_clip": run_beside_open_clip(rank, world),
         "lightly": run_beside_lightly(rank),
         "gather": run_gather(rank),
+        "many": run_many_rows(rank, world),
         "largest": largest_of_ring(rank, 500) if world == 4 else {},
     }
     torch.save(results, f"{folder}/{rank}.pt")
@@ -322,6 +347,18 @@ def test_siglip_is_open_clips_in_each_of_its_modes(results, world, mode):
 @pytest.mark.parametrize("world", WORLDS)
 def test_gather_distributed_is_lightlys(results, world, case):
     check_beside(results(world), "lightly", case)
+
+
+@pytest.mark.parametrize("mode", ["gather", "ring"])
+@pytest.mark.parametrize("name", MANY)
+@pytest.mark.parametrize("world", WORLDS)
+def test_many_rows_at_a_low_temperature(results, world, name, mode):
+    """float32 over processes against float64 in one, in the largest gradient; rounding a logit makes 200 eps."""
+    inputs = many_rows(torch.float64)
+    MANY[name](*inputs).backward()
+    for index, x in enumerate(inputs):
+        got = torch.cat([result["many"][f"{name}-{mode}"][index] for result in results(world)])
+        assert (got - x.grad).abs().max() <= 8 * 200 * torch.finfo(torch.float32).eps * x.grad.abs().max()
 
 
 @pytest.mark.parametrize("name", FAMILY)

@@ -347,6 +347,20 @@ def test_autocast_changes_nothing(case):
     torch.testing.assert_close(inside, loss(*inputs), rtol=0, atol=0)
 
 
+@ALL
+def test_stays_on_the_inputs_device(case, monkeypatch):
+    """On meta tensors, which mix with the CPU's no more than a GPU's do."""
+    if case.plain is plain_pml_ntxent:
+        pytest.skip("compat NTXentLoss reads the runs of labels on the host")
+    monkeypatch.setitem(globals(), "LABELS", LABELS.to("meta"))
+    inputs = [x.to("meta").requires_grad_() for x in case.inputs(6, 4)]
+    loss = case.make(0.1, learnable_temperature=True).to("meta")
+    value = loss(*inputs)
+    value.backward()
+    assert {value.device.type, *(x.grad.device.type for x in inputs)} == {"meta"}
+    assert value.dtype == torch.float32
+
+
 class LargestTensor(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
@@ -361,18 +375,14 @@ class LargestTensor(TorchDispatchMode):
 
 
 @ALL
-def test_no_matrix_of_all_pairs(case):
+def test_no_matrix_of_all_pairs(case, monkeypatch):
     if fastcl.backends()["similarity_lse"]["cpu"] != "native":
         pytest.skip("native kernels were not built: the reference forms the matrix")
-    global LABELS
-    rows, dim, labels = 1500, 4, LABELS
-    LABELS = torch.arange(rows) % 750
-    try:
-        inputs = [x.requires_grad_() for x in case.inputs(rows, dim)]
-        with LargestTensor() as largest:
-            case.make(0.1)(*inputs).backward()
-    finally:
-        LABELS = labels
+    rows, dim = 1500, 4
+    monkeypatch.setitem(globals(), "LABELS", torch.arange(rows) % 750)
+    inputs = [x.requires_grad_() for x in case.inputs(rows, dim)]
+    with LargestTensor() as largest:
+        case.make(0.1)(*inputs).backward()
     # Two or three views of rows · dim, twice over; the blocks of SigLIP are of 4 rows, those of labels of 256.
     assert largest.elements <= max(6 * rows * dim, 256 * 512, sum(x.numel() for x in inputs))
 
@@ -381,16 +391,11 @@ def test_labels_of_one_class_in_blocks(monkeypatch):
     """pytorch-metric-learning's NT-Xent where a label's pairs take several blocks."""
     monkeypatch.setattr("fastcl.losses.pairwise._BLOCK_ELEMENTS", 50)
     monkeypatch.setattr("fastcl.compat.pytorch_metric_learning.rows_of_a_block", lambda keys: max(1, 50 // keys))
-    global LABELS
-    labels = LABELS
-    LABELS = torch.randint(0, 3, (40,))
-    try:
-        case = CASES["pml_ntxent"]
-        inputs = case.inputs(40, 6)
-        for ours, want in zip(*(f(case, inputs, 0.1, torch.float64) for f in (run, run_plain)), strict=True):
-            torch.testing.assert_close(ours, want, rtol=1e-6, atol=1e-7)
-    finally:
-        LABELS = labels
+    monkeypatch.setitem(globals(), "LABELS", torch.randint(0, 3, (40,)))
+    case = CASES["pml_ntxent"]
+    inputs = case.inputs(40, 6)
+    for ours, want in zip(*(f(case, inputs, 0.1, torch.float64) for f in (run, run_plain)), strict=True):
+        torch.testing.assert_close(ours, want, rtol=1e-6, atol=1e-7)
 
 
 # --- one loss at a time

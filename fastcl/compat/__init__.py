@@ -1,8 +1,8 @@
 """Other packages' losses under their own names: change the import, keep the rest.
 
-====================================== ==========================================
-``fastcl.compat.lightly``              ``lightly.loss``
-``fastcl.compat.open_clip``            ``open_clip.loss``
-``fastcl.compat.pytorch_metric_learning`` ``pytorch_metric_learning.losses``
-====================================== ==========================================
+| here                                      | there                              |
+|-------------------------------------------|------------------------------------|
+| ``fastcl.compat.lightly``                 | ``lightly.loss``                   |
+| ``fastcl.compat.open_clip``               | ``open_clip.loss``                 |
+| ``fastcl.compat.pytorch_metric_learning`` | ``pytorch_metric_learning.losses`` |
 """

@@ -131,8 +131,7 @@ def _check_pairs(owner: str, indices: Sequence[Tensor], rows: int, keys: int) ->
 class NTXentLoss(_PairLoss):
     r"""NT-Xent with a term for each positive pair; takes the place of ``pytorch_metric_learning.losses.NTXentLoss``.
 
-    With unit rows, for row i, each row p of its label, and the rows n of other labels (Sohn 2016, van den Oord et al.
-    2018),
+    With unit rows, for row i, each p of its label and all n of other labels (van den Oord et al. 2018, eq. 4),
 
     .. math:: \ell_{ip} = \log\Big(e^{q_i k_p / T} + \sum_n e^{q_i k_n / T}\Big) - q_i k_p / T
 
@@ -142,8 +141,7 @@ class NTXentLoss(_PairLoss):
     Args:
         temperature: T, what similarities are divided by, above 0.
         learnable_temperature: make the temperature a parameter, ``temperature.log_scale``.
-        reduction: ``"mean"`` or ``"sum"`` over the positive pairs; ``"none"``: for each row the sum over its pairs,
-            [N].
+        reduction: ``"mean"`` or ``"sum"`` over the positive pairs; ``"none"``: the sum of each row's pairs, [N].
         precision: of the products of float32 embeddings, see :func:`fastcl.ops.similarity_lse`.
 
     Raises:
@@ -204,8 +202,8 @@ def _runs(q_group: Tensor, k_group: Tensor, start: Tensor, stop: Tensor, same: b
 class SupConLoss(_PairLoss):
     r"""Supervised contrastive loss; takes the place of ``pytorch_metric_learning.losses.SupConLoss``.
 
-    With unit rows, P(i) the keys of row i's label and K(i) those and the keys of other labels (Khosla et al. 2020, eq.
-    2),
+    With unit rows, P(i) the keys of row i's label and K(i) those and the keys of other labels (Khosla et al. 2020,
+    eq. 2),
 
     .. math:: \ell_i = \log \sum_{k \in K(i)} e^{q_i k / T} - \frac{1}{|P(i)|} \sum_{p \in P(i)} q_i k_p / T
 

@@ -34,16 +34,14 @@ class ClipLoss(nn.Module):
 
     Between processes there are four modes of open_clip's, equal to it in value and gradient, and two of exact gradient:
 
-    ============== ================ ========================= ==================================================
-    local_loss     gather_with_grad value                     gradient that DDP ends with
-    ============== ================ ========================= ==================================================
-    False          False            of all rows               1/world_size of the exact one, the scale's exact
-    False          True             of all rows               exact
-    True           False            of own rows               keys of other processes are constants: not exact
-    True           True             of own rows               exact
-    ``distributed="gather"``        of own rows               exact, as the row above
-    ``distributed="ring"``          of own rows               exact, in O(own rows) memory and half the products
-    =============================== ========================= ==================================================
+    | local_loss, gather_with_grad | value       | gradient that DDP ends with                           |
+    |------------------------------|-------------|-------------------------------------------------------|
+    | False, False                 | of all rows | 1 / world_size of the exact one; the scale's is exact |
+    | False, True                  | of all rows | exact                                                 |
+    | True, False                  | of own rows | not exact: keys of other processes are constants      |
+    | True, True                   | of own rows | exact                                                 |
+    | ``distributed="gather"``     | of own rows | exact, as the row above                               |
+    | ``distributed="ring"``       | of own rows | exact, in O(own rows) memory and half the products    |
 
     Args:
         local_loss: see the table.

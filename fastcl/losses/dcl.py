@@ -17,7 +17,7 @@ WeightFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 def negative_mises_fisher_weights(out0: Tensor, out1: Tensor, sigma: float = 0.5) -> Tensor:
-    """Weights of the positives by how alike they are (Yeh et al. 2021, eq. 7): 2 - N · softmax(out0 · out1 / sigma),
+    """Weights of the positives by how alike they are (Yeh et al. 2021): 2 - N · softmax(out0 · out1 / sigma),
     [N].
 
     Args:
@@ -98,7 +98,7 @@ class DCLLoss(TwoViewLoss):
 
 
 class DCLWLoss(DCLLoss):
-    """Weighted decoupled contrastive loss (Yeh et al. 2021, eq. 6 and 7); takes the place of ``lightly.loss.DCLWLoss``.
+    """Weighted decoupled contrastive loss (Yeh et al. 2021, L_DCW); takes the place of ``lightly.loss.DCLWLoss``.
 
     Args:
         temperature: what similarities are divided by, above 0.

@@ -14,7 +14,7 @@ from fastcl.losses.two_views import TwoViewLoss
 
 
 class DebiasedLoss(TwoViewLoss):
-    r"""Debiased contrastive loss (Chuang et al. 2020, eq. 7 and 8, M = 1): some negatives are positives in truth.
+    r"""Debiased contrastive loss (Chuang et al. 2020, eq. 7 and 8): some negatives are positives in truth.
 
     With unit rows z, the positive p(i) of row i, its M negatives j, and :math:`s_{ij} = z_i z_j / T`,
 
@@ -97,7 +97,7 @@ class DebiasedLoss(TwoViewLoss):
 
 
 class HardNegativeLoss(DebiasedLoss):
-    r"""Contrastive loss with hard negatives (Robinson et al. 2021, eq. 4 and 5): near negatives weigh more.
+    r"""Contrastive loss with hard negatives (Robinson et al. 2021, section 3): near negatives weigh more.
 
     As :class:`DebiasedLoss`, with the sum over the M negatives replaced by
 

@@ -91,8 +91,7 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_with_gradient(x: Tensor) -> Tensor:
-    """The rows of all processes, by rank, [world * N, ...]; backward sums the gradients that all processes have for
-    x."""
+    """The rows of all processes, by rank, [world * N, ...]; backward sums the gradients that all have for ``x``."""
     rows: Tensor = _Gather.apply(x)
     return rows
 
@@ -171,13 +170,13 @@ class _RingLse(torch.autograd.Function):
                 col = _pass_on(torch.logaddexp(col, part_col))()
         ctx.save_for_backward(q, k, scale, group, row, col)
         ctx.groups, ctx.columns, ctx.precision = groups, columns, precision
+        ctx.lse_backward = op("similarity_lse_backward", q)  # of the backend that is in force now
         return row, col
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_row: Tensor, grad_col: Tensor) -> tuple[Tensor | None, ...]:
         q, k, scale, group, row, col = ctx.saved_tensors
-        lse_backward = op("similarity_lse_backward", q)
         own_group = group + world()[0] * ctx.groups
         grad_q = torch.zeros_like(q, dtype=row.dtype)
         grad_k = torch.zeros_like(k, dtype=row.dtype)
@@ -185,7 +184,7 @@ class _RingLse(torch.autograd.Function):
         cols = torch.stack([grad_col, col])
         for owner, keys in _around(k):
             # The log-sum-exps over all processes in place of this block's own: its share of the whole gradient.
-            part_q, part_k, part_scale = lse_backward(
+            part_q, part_k, part_scale = ctx.lse_backward(
                 grad_row, cols[0], q, keys, scale, own_group, group + owner * ctx.groups, row, cols[1], True, True,
                 ctx.precision,
             )  # fmt: skip

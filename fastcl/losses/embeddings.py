@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,6 +31,12 @@ def check_embeddings(owner: str, **embeddings: Tensor) -> None:
 def wide(x: Tensor) -> Tensor:
     """In float32, or float64 where it is that already."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Products inside are of the operands' own dtype; on ``x``'s device."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def unit_rows(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from fastcl.losses.base import ContrastiveLoss
 from fastcl.losses.distributed import Distributed, lse_of_all
-from fastcl.losses.embeddings import check_embeddings, dot, unit_rows
+from fastcl.losses.embeddings import check_embeddings, dot, unit_rows, without_autocast
 from fastcl.losses.reduction import Reduction, reduce
 from fastcl.ops import similarity_lse
 from fastcl.ops.checks import check_like
@@ -78,7 +78,7 @@ class InfoNCELoss(ContrastiveLoss):
         elif negative_keys.dim() == 2:
             lse = cast(Tensor, similarity_lse(q, unit_rows(negative_keys), scale, precision=self.precision))
         else:
-            with torch.autocast(q.device.type, enabled=False):
+            with without_autocast(q):
                 similarity = torch.bmm(unit_rows(negative_keys), q[:, :, None])[:, :, 0]
             lse = (scale * similarity).logsumexp(dim=1)
         return reduce(functional.softplus(lse - scale * dot(q, positive)), self.reduction)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fastcl.losses.embeddings import without_autocast
+
 # Rows, keys, and which of those pairs are left out: where a mask is set, those on a diagonal (block row i with block
 # key number + i), or none.
 Block = tuple[slice, slice, "Tensor | int | None"]
@@ -44,7 +46,7 @@ def _block_logits(q: Tensor, k: Tensor, scale: Tensor, offset: Tensor, block: Bl
 def softplus_sums_forward(q: Tensor, k: Tensor, scale: Tensor, offset: Tensor, blocks: Blocks) -> Tensor:
     """See :func:`softplus_sums`."""
     sums = torch.zeros_like(offset)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         for block in blocks():
             logits = _block_logits(q, k, scale, offset, block)
             sums[block[0]] += torch.nn.functional.softplus(logits).sum(dim=1)
@@ -56,7 +58,7 @@ def softplus_sums_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of q, k, scale and offset, given that of :func:`softplus_sums`'s result."""
     grad_q, grad_k, grad_offset = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(offset)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         for block in blocks():
             rows, keys, _ = block
             grad_logits = _block_logits(q, k, scale, offset, block).sigmoid_().mul_(grad[rows, None])

@@ -25,7 +25,7 @@ _IMPLEMENTATIONS: dict[str | None, Distributed] = {
 
 
 class SigLipLoss(nn.Module):
-    r"""Sigmoid loss of image-text pairs (Zhai et al. 2023, eq. 1); takes the place of ``open_clip.loss.SigLipLoss``.
+    r"""Sigmoid loss of image-text pairs (Zhai et al. 2023, section 3.2); stands in for ``open_clip.loss.SigLipLoss``.
 
     With logits :math:`s_{ij} = \text{logit\_scale} \cdot x_i y_j + \text{logit\_bias}`,
 
