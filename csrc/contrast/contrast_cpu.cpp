@@ -250,6 +250,7 @@ class TilePass {
     t.live_cols = k_.count();
     t.mask.kind = p_.period ? TileMask::kPeriod : p_.q_group ? TileMask::kGroups : TileMask::kNone;
     t.mask.period = p_.period;
+    if (p_.period) t.mask.offset = ((i0 - j0) % p_.period + p_.period) % p_.period;
     t.mask.row_group = group(p_.q_group, i0);
     t.mask.col_group = group(symmetric_ ? p_.q_group : p_.k_group, j0);
     t.row_out = scratch.row_out;

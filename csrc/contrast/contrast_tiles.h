@@ -21,6 +21,7 @@ constexpr int kSkew = 16;  // words between the rows of G beyond its width: a wa
 struct TileMask {
   enum Kind { kNone, kPeriod, kGroups } kind;
   int64_t period;            // kPeriod: i and j are of one group where i % period == j % period
+  int64_t offset;            // (i0 - j0) modulo period, at least 0
   const int32_t* row_group;  // kGroups: [rows of the tile]
   const int32_t* col_group;  // kGroups: [cols of the tile, and up to a panel beyond]
 };

@@ -58,7 +58,7 @@ def info() -> None:
     native = registry.native_library
     for name, devices in fastcl.backends().items():
         _row(name, f"{devices['cpu']}, {devices['cuda']}")
-    _row("native library", str(native) if native else f"none: {registry._native_absent_because}")
+    _row("native library", str(native) if native else f"none: {registry.native_absent_because}")
     if native is None:
         how = "install a C++ compiler (Debian: apt install g++), then pip install --force-reinstall fastcl from source"
         if os.environ.get("FASTCL_BACKEND") == "reference":

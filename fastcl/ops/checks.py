@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastcl.ops.registry import constant_in_graphs
+
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PRECISIONS = ("highest", "high", "medium")
 
@@ -48,7 +50,7 @@ def check_scale(op: str, scale: float | Tensor, like: Tensor) -> Tensor:
     return scale.reshape(()).to(device=like.device, dtype=dtype)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # read when the graph is compiled
+@constant_in_graphs
 def _default_precision() -> str:
     return torch.get_float32_matmul_precision()
 
@@ -56,7 +58,7 @@ def _default_precision() -> str:
 def check_precision(op: str, precision: str | None) -> str:
     """Gives the precision of float32 products, by default torch's own setting."""
     if precision is None:
-        return str(_default_precision())
+        return _default_precision()
     if precision not in PRECISIONS:
         raise ValueError(f"{op}: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     return precision

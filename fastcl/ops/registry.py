@@ -14,13 +14,15 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from fastcl.ops.schemas import SCHEMAS
 
 __all__ = ["BACKENDS", "BackendError", "backends", "native_library", "op", "register", "runs_native", "use_backend"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 BACKENDS = ("auto", "native", "reference")
 _NAMESPACES = ("fastcl", "fastcl_reference")
@@ -46,7 +48,7 @@ def _load_native() -> tuple[Path | None, str]:
     return found[0], ""
 
 
-native_library, _native_absent_because = _load_native()
+native_library, native_absent_because = _load_native()
 _backend = os.environ.get("FASTCL_BACKEND", "auto")
 if _backend not in BACKENDS:
     raise BackendError(f"FASTCL_BACKEND: expected one of {', '.join(BACKENDS)}, got {_backend!r}")
@@ -90,7 +92,7 @@ def _require_native(name: str, device_type: str) -> None:
         "cpu": "install a C++ compiler and reinstall fastcl from source",
         "cuda": "reinstall fastcl from source with CUDA_HOME set to a toolkit and FASTCL_BUILD=cuda",
     }.get(device_type, "use a tensor on the CPU or a CUDA device, or backend 'reference'")
-    because = f" ({_native_absent_because})" if _native_absent_because else ""
+    because = f" ({native_absent_because})" if native_absent_because else ""
     raise BackendError(f"{name}: backend 'native' is not there for {device_type} tensors{because}; to get it, {how}")
 
 
@@ -103,7 +105,13 @@ def op(name: str, tensor: torch.Tensor) -> Any:
     return getattr(torch.ops.fastcl, name)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # asked when the graph is compiled
+def constant_in_graphs(function: Function) -> Function:
+    """What torch.compiler.assume_constant_result does, without its import of all of torch._dynamo (two seconds)."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_in_graphs
 def runs_native(name: str, device_type: str) -> bool:
     """Whether the op `name` runs a native kernel on tensors of that device, under the backend in force."""
     return _backend != "reference" and _has_native(name, device_type)
