@@ -1,20 +1,27 @@
-"""Checkpoints: named tensors and a description in one safetensors file, written atomically and checked when read."""
+"""The files of a run: the training's checkpoint, and the encoder with all that is needed to use it again.
+
+Both are named tensors and a description in one safetensors file, written atomically and checked when read.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from fastcl.compress import to_int8
+from fastcl.encoder import Encoder, EncoderConfig
 from fastcl.errors import CheckpointError
 from fastcl.files import pack_tensors, read_tensors, write_atomically
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
+__all__ = ["load_checkpoint", "load_encoder", "save_checkpoint", "save_encoder"]
 
-_FORMAT = "fastcl-checkpoint-1"
+_CHECKPOINT = "fastcl-checkpoint-1"
+_ENCODER = "fastcl-encoder-1"
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
@@ -26,7 +33,7 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], description: Mapp
         description: what can be written as JSON; floats come back with the same bits.
     """
     kept = {name: tensor.detach() for name, tensor in tensors.items()}
-    write_atomically(path, pack_tensors(kept, {"format": _FORMAT, "sha256": _digest(kept), **description}))
+    write_atomically(path, pack_tensors(kept, {"format": _CHECKPOINT, "sha256": _digest(kept), **description}))
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -38,10 +45,36 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: for a file that is missing, truncated, changed or no checkpoint.
     """
-    tensors, header = read_tensors(path, _FORMAT)
+    tensors, header = read_tensors(path, _CHECKPOINT)
     if header.get("sha256") != _digest(tensors):
         raise CheckpointError(f"{path}: damaged: its checksum does not match its content; start anew with --overwrite")
     return tensors, header
+
+
+def save_encoder(encoder: Encoder, path: Path, kind: str) -> int:
+    """Writes an encoder of kind ``"float"`` or ``"int8"``; returns the size of the file in bytes."""
+    data = pack_tensors(encoder.state_dict(), {"format": _ENCODER, "kind": kind, "config": asdict(encoder.config)})
+    write_atomically(path, data)
+    return len(data)
+
+
+def load_encoder(path: Path) -> tuple[Encoder, str]:
+    """Reads an encoder and its kind, ``"float"`` or ``"int8"``, in evaluation mode.
+
+    Raises:
+        CheckpointError: for a file that is missing, damaged or no encoder.
+    """
+    tensors, header = read_tensors(path, _ENCODER)
+    try:
+        fields = header["config"]
+        config = EncoderConfig(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+        encoder, kind = Encoder(config), header["kind"]
+        if kind == "int8":
+            encoder = to_int8(encoder)
+        encoder.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: the encoder does not fit its own description: {error}") from error
+    return encoder.eval(), kind
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -1,20 +1,15 @@
-"""A small convolutional encoder, and its file: float or int8, with all that is needed to use it again."""
+"""A small convolutional encoder of images."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from fastcl.errors import CheckpointError
-from fastcl.files import pack_tensors, read_tensors, write_atomically
+__all__ = ["Encoder", "EncoderConfig"]
 
-__all__ = ["Encoder", "EncoderConfig", "load_encoder", "save_encoder"]
-
-_FORMAT = "fastcl-encoder-1"
 # Cells each way that the last feature map is pooled to: it matters where a stroke is, not only that it is there.
 _GRID = 3
 
@@ -74,31 +69,3 @@ def _convolution(channels_in: int, channels_out: int, kernel: int, stride: int =
         nn.BatchNorm2d(channels_out),
         nn.ReLU(),
     ]
-
-
-def save_encoder(encoder: Encoder, path: Path, kind: str) -> int:
-    """Writes an encoder of kind ``"float"`` or ``"int8"``; returns the size of the file in bytes."""
-    data = pack_tensors(encoder.state_dict(), {"format": _FORMAT, "kind": kind, "config": asdict(encoder.config)})
-    write_atomically(path, data)
-    return len(data)
-
-
-def load_encoder(path: Path) -> tuple[Encoder, str]:
-    """Reads an encoder and its kind, ``"float"`` or ``"int8"``, in evaluation mode.
-
-    Raises:
-        CheckpointError: for a file that is missing, damaged or no encoder.
-    """
-    tensors, header = read_tensors(path, _FORMAT)
-    try:
-        fields = header["config"]
-        config = EncoderConfig(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
-        encoder, kind = Encoder(config), header["kind"]
-        if kind == "int8":
-            from fastcl.compress import to_int8
-
-            encoder = to_int8(encoder)
-        encoder.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: the encoder does not fit its own description: {error}") from error
-    return encoder.eval(), kind

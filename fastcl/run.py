@@ -17,10 +17,10 @@ from torch import Tensor
 
 import fastcl
 from fastcl import data
-from fastcl.checkpoint import load_checkpoint
+from fastcl.checkpoint import load_checkpoint, save_encoder
 from fastcl.compress import to_int8
 from fastcl.config import RunConfig, changes, make_config, read_toml, to_toml
-from fastcl.encoder import Encoder, save_encoder
+from fastcl.encoder import Encoder
 from fastcl.errors import ConfigError, DivergedError, RunError, run_extra
 from fastcl.evaluate import LinearProbe, accuracy, knn_predict, latency_ms
 from fastcl.files import TEMPORARY, write_atomically

@@ -16,10 +16,10 @@ Image = pytest.importorskip("PIL.Image")
 from run_helpers import TINY, fastcl_command, tiny_flags
 
 import fastcl
+from fastcl.checkpoint import load_encoder
 from fastcl.cli import main
 from fastcl.config import make_config
 from fastcl.data import load
-from fastcl.encoder import load_encoder
 from fastcl.run import run
 
 Command = Callable[..., tuple[int, str]]

@@ -16,9 +16,9 @@ for package in ("pydantic", "safetensors", "sklearn", "matplotlib", "jinja2", "m
 
 from run_helpers import TINY, fastcl_process, lasting_metrics, tiny_flags
 
+from fastcl.checkpoint import load_encoder
 from fastcl.config import make_config, to_toml
 from fastcl.data import load
-from fastcl.encoder import load_encoder
 from fastcl.errors import ConfigError, DivergedError, RunError
 from fastcl.pretrain import Pretraining, image_statistics
 from fastcl.run import FILES, run

@@ -22,8 +22,8 @@ def embed(
 ) -> None:
     """Turn images into embeddings; the names of the files go beside them, a line a row, into <out>.txt."""
     require_run_extra()
+    from fastcl.checkpoint import load_encoder
     from fastcl.data.folder import find_images, read_images
-    from fastcl.encoder import load_encoder
     from fastcl.files import write_atomically
 
     model, kind = load_encoder(encoder)
