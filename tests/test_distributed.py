@@ -263,6 +263,17 @@ def run_gather(rank: int) -> dict[str, Tensor]:
     return {"rows": rows.detach(), "grad": x.grad}
 
 
+def run_unequal(rank: int) -> dict[str, str]:
+    results = {}
+    for name, (make, form) in FAMILY.items():
+        for mode in ("gather", "ring"):
+            rows = SAMPLES + (rank == 0)
+            with pytest.raises(ValueError, match="every process must give the same number of rows") as raised:
+                form(make(distributed=mode), *torch.randn(3, rows, DIM), LABELS[:rows])
+            results[f"{name}-{mode}"] = str(raised.value)
+    return results
+
+
 def work(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -274,6 +285,7 @@ def work(rank: int, world: int, folder: str) -> None:
         "lightly": run_beside_lightly(rank),
         "gather": run_gather(rank),
         "many": run_many_rows(rank, world),
+        "unequal": run_unequal(rank),
         "largest": largest_of_ring(rank, 500) if world == 4 else {},
     }
     torch.save(results, f"{folder}/{rank}.pt")
@@ -359,6 +371,14 @@ def test_many_rows_at_a_low_temperature(results, world, name, mode):
     for index, x in enumerate(inputs):
         got = torch.cat([result["many"][f"{name}-{mode}"][index] for result in results(world)])
         assert (got - x.grad).abs().max() <= 8 * 200 * torch.finfo(torch.float32).eps * x.grad.abs().max()
+
+
+@pytest.mark.parametrize("mode", ["gather", "ring"])
+@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("world", WORLDS)
+def test_unequal_rows_are_an_error_on_every_process(results, world, name, mode):
+    for rank, result in enumerate(results(world)):
+        assert f"from rank {rank}" in result["unequal"][f"{name}-{mode}"]
 
 
 @pytest.mark.parametrize("name", FAMILY)

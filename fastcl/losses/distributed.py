@@ -10,7 +10,8 @@ what DDP ends with equals the gradient in a single process. (With reduction ``"s
 keys from process to process, and in backward once more together with their gradients: memory O(N/W·D), the next keys
 travelling while the present ones are multiplied. Both work on gloo and NCCL, in the default process group.
 
-Every process must give the same number of rows, and every process must call backward where one does. Outside
+Every process must give the same number of rows (on the CPU they are asked, and else there is an error; on CUDA the host
+would have to wait for that), and every process must call backward where one does. Outside
 ``torch.distributed``, or with one process, both are the loss of the process's own rows.
 """
 
@@ -63,8 +64,27 @@ def _is_shared(distributed: Distributed | None) -> bool:
     return distributed is not None and world()[1] > 1
 
 
+def _check_equal_rows(x: Tensor) -> None:
+    """Wants as many rows from every process; on the CPU alone, where asking costs no more than a short message."""
+    if x.device.type != "cpu":
+        return
+    count = torch.tensor([x.shape[0], -x.shape[0]])
+    dist.all_reduce(count, dist.ReduceOp.MAX)
+    most, fewest = int(count[0]), -int(count[1])
+    if fewest != most:
+        raise ValueError(
+            f"losses over processes: every process must give the same number of rows, got {fewest} to {most}, "
+            f"{x.shape[0]} from rank {world()[0]}"
+        )
+
+
 def gather_rows(x: Tensor) -> Tensor:
     """The rows of all processes, by rank, [world * N, ...]; without a gradient."""
+    _check_equal_rows(x)
+    return _gather(x)
+
+
+def _gather(x: Tensor) -> Tensor:
     _, size = world()
     out = x.new_empty(size * x.shape[0], *x.shape[1:])
     dist.all_gather_into_tensor(out, x.detach().contiguous())
@@ -74,7 +94,7 @@ def gather_rows(x: Tensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return gather_rows(x)
+        return _gather(x)
 
     @staticmethod
     @once_differentiable
@@ -92,6 +112,7 @@ class _Gather(torch.autograd.Function):
 
 def gather_with_gradient(x: Tensor) -> Tensor:
     """The rows of all processes, by rank, [world * N, ...]; backward sums the gradients that all have for ``x``."""
+    _check_equal_rows(x)
     rows: Tensor = _Gather.apply(x)
     return rows
 
@@ -252,6 +273,7 @@ def ring_lse(
     precision: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As :func:`lse_of_all` by ring, and with ``columns`` also of each own key over the queries of all processes."""
+    _check_equal_rows(k)
     lse: tuple[Tensor, Tensor] = _RingLse.apply(
         q, k, check_scale("ring_lse", scale, q), group, groups, columns, check_precision("ring_lse", precision)
     )
@@ -289,7 +311,7 @@ def _sums_of_equal_label(x: Tensor, label: Tensor, distributed: Distributed | No
     if not _is_shared(distributed):
         return _sums_of_equals(label, x, label)
     if distributed == "gather":
-        return _sums_of_equals(label, gather_rows(x), gather_rows(label))
+        return _sums_of_equals(label, _gather(x), _gather(label))
     labels = _around(label)
     sums, counts = torch.zeros_like(x), torch.zeros_like(label)
     for _, keys in _around(x):
@@ -352,5 +374,6 @@ class _RingSoftplusSums(torch.autograd.Function):
 
 def ring_softplus_sums(q: Tensor, k: Tensor, scale: Tensor, offset: Tensor, blocks: Callable[[int], Blocks]) -> Tensor:
     """:func:`fastcl.losses.pairwise.softplus_sums` over the keys of all processes."""
+    _check_equal_rows(k)
     sums: Tensor = _RingSoftplusSums.apply(q, k, scale, offset, blocks)
     return sums
