@@ -8,7 +8,9 @@ what DDP ends with equals the gradient in a single process. (With reduction ``"s
 
 ``"gather"`` collects all keys on every process: memory O(N·D) for the N rows of all processes. ``"ring"`` passes the
 keys from process to process, and in backward once more together with their gradients: memory O(N/W·D), the next keys
-travelling while the present ones are multiplied. Both work on gloo and NCCL, in the default process group.
+travelling while the present ones are multiplied. Where queries and keys are the same rows (all losses but InfoNCE, CLIP
+and SigLIP), they travel half the way, and the products are half as many. Both are written for gloo and NCCL, in the
+default process group.
 
 Every process must give the same number of rows (on the CPU they are asked, and else there is an error; on CUDA the host
 would have to wait for that), and every process must call backward where one does. Outside
