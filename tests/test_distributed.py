@@ -1,4 +1,4 @@
-"""Losses over 2 and 4 processes (gloo): what DDP ends with equals a single process, and peers' own conventions hold.
+"""Losses over 2, 3 and 4 processes (gloo): what DDP ends with equals a single process, and peers' own conventions hold.
 
 The processes of one world run every case in one go and save what they got; each test then judges one case.
 """
@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastcl import losses
 from fastcl.losses.distributed import gather_with_gradient
 
-WORLDS = [2, 4]
+WORLDS = [2, 3, 4]
 SAMPLES, DIM = 3, 5  # of each process
 DTYPES = [torch.float32, torch.float64]
 LABELS = torch.tensor([0, 1, 1, 2, 0, 1, 7, 2, 0, 8, 9, 9])  # some processes have more rows with a positive than others
@@ -263,22 +263,39 @@ def run_gather(rank: int) -> dict[str, Tensor]:
     return {"rows": rows.detach(), "grad": x.grad}
 
 
+def run_unequal(rank: int) -> dict[str, str]:
+    results = {}
+    for name, (make, form) in FAMILY.items():
+        for mode in ("gather", "ring"):
+            rows = SAMPLES + (rank == 0)
+            with pytest.raises(ValueError, match="every process must give the same number of rows") as raised:
+                form(make(distributed=mode), *torch.randn(3, rows, DIM), LABELS[:rows])
+            results[f"{name}-{mode}"] = str(raised.value)
+    return results
+
+
 def work(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=timedelta(seconds=60)
     )
-    results = {
+    results: dict[str, Any] = {"many": run_many_rows(rank, world)}
+    if world in WORLDS:
+        results |= run_all(rank, world)
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def run_all(rank: int, world: int) -> dict[str, Any]:
+    return {
         "ddp": run_under_ddp(rank, world),
         "open_clip": run_beside_open_clip(rank, world),
         "lightly": run_beside_lightly(rank),
         "gather": run_gather(rank),
-        "many": run_many_rows(rank, world),
+        "unequal": run_unequal(rank),
         "largest": largest_of_ring(rank, 500) if world == 4 else {},
     }
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 # --- what the tests judge
@@ -351,7 +368,7 @@ def test_gather_distributed_is_lightlys(results, world, case):
 
 @pytest.mark.parametrize("mode", ["gather", "ring"])
 @pytest.mark.parametrize("name", MANY)
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", [*WORLDS, 5])  # from 5 on, what travels is added to twice
 def test_many_rows_at_a_low_temperature(results, world, name, mode):
     """float32 over processes against float64 in one, in the largest gradient; rounding a logit makes 200 eps."""
     inputs = many_rows(torch.float64)
@@ -359,6 +376,14 @@ def test_many_rows_at_a_low_temperature(results, world, name, mode):
     for index, x in enumerate(inputs):
         got = torch.cat([result["many"][f"{name}-{mode}"][index] for result in results(world)])
         assert (got - x.grad).abs().max() <= 8 * 200 * torch.finfo(torch.float32).eps * x.grad.abs().max()
+
+
+@pytest.mark.parametrize("mode", ["gather", "ring"])
+@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("world", WORLDS)
+def test_unequal_rows_are_an_error_on_every_process(results, world, name, mode):
+    for rank, result in enumerate(results(world)):
+        assert f"from rank {rank}" in result["unequal"][f"{name}-{mode}"]
 
 
 @pytest.mark.parametrize("name", FAMILY)

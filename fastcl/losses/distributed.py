@@ -8,15 +8,18 @@ what DDP ends with equals the gradient in a single process. (With reduction ``"s
 
 ``"gather"`` collects all keys on every process: memory O(N·D) for the N rows of all processes. ``"ring"`` passes the
 keys from process to process, and in backward once more together with their gradients: memory O(N/W·D), the next keys
-travelling while the present ones are multiplied. Both work on gloo and NCCL, in the default process group.
+travelling while the present ones are multiplied. Where queries and keys are the same rows (all losses but InfoNCE, CLIP
+and SigLIP), they travel half the way, and the products are half as many. Both are written for gloo and NCCL, in the
+default process group.
 
-Every process must give the same number of rows, and every process must call backward where one does. Outside
+Every process must give the same number of rows (on the CPU they are asked, and else there is an error; on CUDA the host
+would have to wait for that), and every process must call backward where one does. Outside
 ``torch.distributed``, or with one process, both are the loss of the process's own rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -63,8 +66,27 @@ def _is_shared(distributed: Distributed | None) -> bool:
     return distributed is not None and world()[1] > 1
 
 
+def _check_equal_rows(x: Tensor) -> None:
+    """Wants as many rows from every process; on the CPU alone, where asking costs no more than a short message."""
+    if x.device.type != "cpu":
+        return
+    count = torch.tensor([x.shape[0], -x.shape[0]])
+    dist.all_reduce(count, dist.ReduceOp.MAX)
+    most, fewest = int(count[0]), -int(count[1])
+    if fewest != most:
+        raise ValueError(
+            f"losses over processes: every process must give the same number of rows, got {fewest} to {most}, "
+            f"{x.shape[0]} from rank {world()[0]}"
+        )
+
+
 def gather_rows(x: Tensor) -> Tensor:
     """The rows of all processes, by rank, [world * N, ...]; without a gradient."""
+    _check_equal_rows(x)
+    return _gather(x)
+
+
+def _gather(x: Tensor) -> Tensor:
     _, size = world()
     out = x.new_empty(size * x.shape[0], *x.shape[1:])
     dist.all_gather_into_tensor(out, x.detach().contiguous())
@@ -74,7 +96,7 @@ def gather_rows(x: Tensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return gather_rows(x)
+        return _gather(x)
 
     @staticmethod
     @once_differentiable
@@ -92,6 +114,7 @@ class _Gather(torch.autograd.Function):
 
 def gather_with_gradient(x: Tensor) -> Tensor:
     """The rows of all processes, by rank, [world * N, ...]; backward sums the gradients that all have for ``x``."""
+    _check_equal_rows(x)
     rows: Tensor = _Gather.apply(x)
     return rows
 
@@ -125,13 +148,13 @@ def mean_of_all(x: Tensor) -> Tensor:
     return sum_of_all(x) / world()[1]
 
 
-def _pass_on(x: Tensor) -> Callable[[], Tensor]:
-    """Starts sending x to the next process; what is returned waits for the previous one's and gives it."""
+def _pass_on(x: Tensor, by: int = 1) -> Callable[[], Tensor]:
+    """Starts sending x that many processes on; what is returned waits for what comes here by that, and gives it."""
     rank, size = world()
     x = x.contiguous()
     received = torch.empty_like(x)
-    to, since = (rank + 1) % size, (rank - 1) % size
-    works = dist.batch_isend_irecv([dist.P2POp(dist.isend, x, to), dist.P2POp(dist.irecv, received, since)])
+    to, source = (rank + by) % size, (rank - by) % size
+    works = dist.batch_isend_irecv([dist.P2POp(dist.isend, x, to), dist.P2POp(dist.irecv, received, source)])
 
     def wait() -> Tensor:
         for work in works:
@@ -141,11 +164,15 @@ def _pass_on(x: Tensor) -> Callable[[], Tensor]:
     return wait
 
 
-def _around(keys: Tensor) -> Any:
-    """Yields (rank of the owner, its keys), first one's own; the next keys travel while the caller works on these."""
+def _around(keys: Tensor, steps: int | None = None) -> Iterator[tuple[int, Tensor]]:
+    """Yields (rank of the owner, its keys), first one's own; the next keys travel while the caller works on these.
+
+    ``steps`` is how far they travel; ``None``: to every process.
+    """
     rank, size = world()
-    for step in range(size):
-        following = _pass_on(keys) if step + 1 < size else None
+    steps = size - 1 if steps is None else steps
+    for step in range(steps + 1):
+        following = _pass_on(keys) if step < steps else None
         yield (rank - step) % size, keys
         if following is not None:
             keys = following()
@@ -196,6 +223,56 @@ class _RingLse(torch.autograd.Function):
         return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_scale, None, None, None, None
 
 
+class _HalfRingLse(torch.autograd.Function):
+    """As _RingLse where queries and keys are the same rows: the block of two processes is formed by one of them.
+
+    Keys travel half the way around. A block gives its rows' log-sum-exps here and its columns' to the keys' owner;
+    where the number of processes is even, the two that are opposite each form their own rows of their block.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, scale: Tensor, group: Tensor, groups: int, precision: str) -> Tensor:
+        lse = op("similarity_lse", z)
+        rank, size = world()
+        own_group, shared = group + rank * groups, (size - 1) // 2
+        row, theirs = lse(z, None, scale, group, None, False, precision)
+        for distance, (owner, keys) in enumerate(_around(z, size // 2)):
+            if distance == 0:
+                continue
+            part, columns = lse(z, keys, scale, own_group, group + owner * groups, distance <= shared, precision)
+            row = torch.logaddexp(row, part)
+            if distance <= shared:  # collected on the way of the keys
+                theirs = columns if distance == 1 else torch.logaddexp(_pass_on(theirs)(), columns)
+        if shared:
+            row = torch.logaddexp(row, _pass_on(theirs, -shared)())
+        ctx.save_for_backward(z, scale, group, row)
+        ctx.groups, ctx.precision = groups, precision
+        ctx.lse_backward = op("similarity_lse_backward", z)  # of the backend that is in force now
+        return cast(Tensor, row)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_row: Tensor) -> tuple[Tensor | None, ...]:
+        z, scale, group, row = ctx.saved_tensors
+        rank, size = world()
+        own_group, shared, none = group + rank * ctx.groups, (size - 1) // 2, row.new_empty(0)
+        grad, theirs, grad_scale = ctx.lse_backward(
+            grad_row, none, z, None, scale, group, None, row, none, True, False, ctx.precision
+        )
+        rows = _around(torch.stack([grad_row, row]), shared)
+        for distance, (owner, keys) in enumerate(_around(z, size // 2)):
+            grad_col, col = next(rows)[1] if distance <= shared else (none, none)
+            if distance == 0:
+                continue
+            part, part_theirs, part_scale = ctx.lse_backward(
+                grad_row, grad_col, z, keys, scale, own_group, group + owner * ctx.groups, row, col, True, True,
+                ctx.precision,
+            )  # fmt: skip
+            grad, grad_scale = grad + part, grad_scale + part_scale
+            theirs = part_theirs if distance == 1 else _pass_on(theirs)() + part_theirs
+        return grad + _pass_on(theirs, -(size // 2))(), grad_scale, None, None, None
+
+
 def lse_of_all(
     q: Tensor,
     k: Tensor,
@@ -237,7 +314,7 @@ def lse_of_all(
         keys = gather_with_gradient(k)
         row = similarity_lse(q, keys, scale, q_group=q_group, k_group=k_group, precision=precision)
     else:
-        row = ring_lse(q, k, scale, group, groups, precision=precision)[0]
+        row, _ = ring_lse(q, k, scale, group, groups, precision=precision)
     return cast(Tensor, row)
 
 
@@ -252,9 +329,12 @@ def ring_lse(
     precision: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As :func:`lse_of_all` by ring, and with ``columns`` also of each own key over the queries of all processes."""
-    lse: tuple[Tensor, Tensor] = _RingLse.apply(
-        q, k, check_scale("ring_lse", scale, q), group, groups, columns, check_precision("ring_lse", precision)
-    )
+    _check_equal_rows(k)
+    scale, precision = check_scale("ring_lse", scale, q), check_precision("ring_lse", precision)
+    if q is k:
+        row = _HalfRingLse.apply(q, scale, group, groups, precision)
+        return row, row
+    lse: tuple[Tensor, Tensor] = _RingLse.apply(q, k, scale, group, groups, columns, precision)
     return lse
 
 
@@ -289,7 +369,7 @@ def _sums_of_equal_label(x: Tensor, label: Tensor, distributed: Distributed | No
     if not _is_shared(distributed):
         return _sums_of_equals(label, x, label)
     if distributed == "gather":
-        return _sums_of_equals(label, gather_rows(x), gather_rows(label))
+        return _sums_of_equals(label, _gather(x), _gather(label))
     labels = _around(label)
     sums, counts = torch.zeros_like(x), torch.zeros_like(label)
     for _, keys in _around(x):
@@ -352,5 +432,6 @@ class _RingSoftplusSums(torch.autograd.Function):
 
 def ring_softplus_sums(q: Tensor, k: Tensor, scale: Tensor, offset: Tensor, blocks: Callable[[int], Blocks]) -> Tensor:
     """:func:`fastcl.losses.pairwise.softplus_sums` over the keys of all processes."""
+    _check_equal_rows(k)
     sums: Tensor = _RingSoftplusSums.apply(q, k, scale, offset, blocks)
     return sums
