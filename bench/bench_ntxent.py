@@ -1,4 +1,4 @@
-"""NT-Xent forward and backward: the native op, plain PyTorch, and the flop it needs through a GEMM (the limit)."""
+"""NT-Xent forward and backward by N and D: the native op and plain PyTorch; peers and limits are in bench_losses.py."""
 
 from __future__ import annotations
 
@@ -41,17 +41,4 @@ def bench_ntxent(benchmark, form, n, dim):
 
     benchmark.group = f"ntxent N={n} D={dim}"
     benchmark.extra_info["flop"] = 4 * (2 * n) ** 2 * dim
-    benchmark.pedantic(step, rounds=7, warmup_rounds=2)
-
-
-@pytest.mark.parametrize("n", [256, 1024, 4096])
-def bench_limit(benchmark, n):
-    """4·(2N)²·D flop through torch.mm: what the op would take were all else free."""
-    s, z = torch.randn(2 * n, 2 * n), torch.randn(2 * n, 128)
-
-    def step() -> None:
-        s @ z
-        s @ z
-
-    benchmark.group = f"ntxent N={n} D=128"
     benchmark.pedantic(step, rounds=7, warmup_rounds=2)

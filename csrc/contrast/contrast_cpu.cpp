@@ -70,6 +70,10 @@ class TilePass {
         col_blocks_((k_.count() + tile_ - 1) / tile_),
         row_turn_(row_blocks_),
         col_turn_(symmetric_ ? 0 : col_blocks_) {
+    if (!p_.period && p_.q_group) {
+      row_groups_ = group_ranges(*p_.q_group, q_.count());
+      if (!symmetric_) col_groups_ = group_ranges(*p_.k_group, k_.count());
+    }
     pack_operands();
   }
 
@@ -116,6 +120,21 @@ class TilePass {
     const auto bytes = [&](int64_t t) { return int64_t(sizeof(float)) * t * (t + 2 * q_.stride()); };
     while (tile > 2 * step && (rows < kTilesWanted * tile || bytes(tile) > kScratchBytes)) tile -= step;
     return tile;
+  }
+
+  // The least and the largest group of a block: blocks whose ranges do not meet have no pair of one group.
+  struct GroupRange {
+    int32_t low, high;
+  };
+
+  std::vector<GroupRange> group_ranges(const std::vector<int32_t>& groups, int64_t count) const {
+    std::vector<GroupRange> ranges;
+    for (int64_t begin = 0; begin < count; begin += tile_) {
+      const auto [low, high] =
+          std::minmax_element(groups.begin() + begin, groups.begin() + std::min(begin + tile_, count));
+      ranges.push_back({*low, *high});
+    }
+    return ranges;
   }
 
   void pack_operands() {
@@ -225,8 +244,12 @@ class TilePass {
   // Whether a tile holds padding, or a pair that is left out.
   bool is_masked(int64_t I, int64_t J) const {
     const int64_t i0 = I * tile_, j0 = J * tile_;
-    if (i0 + tile_ > q_.count() || j0 + tile_ > k_.count() || (!p_.period && p_.q_group)) return true;
-    if (!p_.period) return false;
+    if (i0 + tile_ > q_.count() || j0 + tile_ > k_.count()) return true;
+    if (!p_.period) {
+      if (!p_.q_group) return false;
+      const GroupRange &rows = row_groups_[I], &cols = symmetric_ ? row_groups_[J] : col_groups_[J];
+      return rows.low <= cols.high && cols.low <= rows.high;
+    }
     // i - j runs over (i0 - j0 - tile, i0 - j0 + tile): is there a multiple of the period?
     const int64_t low = i0 - j0 - tile_ + 1, high = i0 - j0 + tile_ - 1;
     return low <= 0 ? high >= 0 || (-low) / p_.period * p_.period >= -high : high / p_.period * p_.period >= low;
@@ -334,6 +357,7 @@ class TilePass {
   bool columns_ = false;
   const int64_t words_, tile_, row_blocks_, col_blocks_;
   std::vector<std::atomic<int>> row_turn_, col_turn_;
+  std::vector<GroupRange> row_groups_, col_groups_;
   std::atomic<int64_t> next_tile_{0};
   Buffer<float> panels_, rows_as_words_;
   std::vector<float> row_reference_, col_reference_, row_weight_, col_weight_, row_lse_, col_lse_;

@@ -14,23 +14,31 @@ namespace {
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
-double dot(const float* a, const float* b, int64_t dim) {
-  double sum = 0;
-  for (int64_t d = 0; d < dim; ++d) sum += double(a[d]) * b[d];
-  return sum;
-}
-
 // Numbers groups so that they fit 32 bits; equal groups, and only those, get equal numbers.
 class GroupNumbers {
  public:
+  GroupNumbers(const int64_t* q_group, int64_t rows, const int64_t* k_group, int64_t cols) {
+    int64_t low = std::numeric_limits<int64_t>::max(), high = std::numeric_limits<int64_t>::min();
+    const auto widen = [&](const int64_t* groups, int64_t count) {
+      for (int64_t i = 0; i < count; ++i) low = std::min(low, groups[i]), high = std::max(high, groups[i]);
+    };
+    widen(q_group, rows);
+    widen(k_group, cols);
+    first_ = low;
+    fits_ = low > high || uint64_t(high) - uint64_t(low) <= uint64_t(std::numeric_limits<int32_t>::max());
+  }
+
   std::vector<int32_t> operator()(const int64_t* groups, int64_t count) {
     std::vector<int32_t> out(count + kGroupPadding, -1);
     for (int64_t i = 0; i < count; ++i)
-      out[i] = numbers_.try_emplace(groups[i], static_cast<int32_t>(numbers_.size())).first->second;
+      out[i] = fits_ ? static_cast<int32_t>(groups[i] - first_)
+                     : numbers_.try_emplace(groups[i], static_cast<int32_t>(numbers_.size())).first->second;
     return out;
   }
 
  private:
+  int64_t first_;
+  bool fits_;  // less the first, as they are
   std::unordered_map<int64_t, int32_t> numbers_;
 };
 
@@ -46,9 +54,13 @@ PaddedRows padded_rows(const void* data, FloatType type, int64_t rows, int64_t d
 double largest_norm(const PaddedRows& rows) {
   double largest = 0;
   for (int64_t i = 0; i < rows.count(); ++i) {
-    const double square = dot(rows.row(i), rows.row(i), rows.dim());
-    if (!(square <= largest)) largest = square;
-    if (std::isnan(square)) return square;
+    double square = dot_rows(rows.row(i), rows.row(i), rows.stride());
+    if (!std::isfinite(square)) {  // or too large for float32
+      square = 0;
+      for (int64_t d = 0; d < rows.dim(); ++d) square += double(rows.row(i)[d]) * rows.row(i)[d];
+      if (!std::isfinite(square)) return square;
+    }
+    largest = std::max(largest, square);
   }
   return std::sqrt(largest);
 }
@@ -63,7 +75,7 @@ struct Prepared {
   explicit Prepared(const SimilarityLse& p) : q(padded_rows(p.q, p.type, p.rows, p.dim)) {
     if (!p.symmetric) k.emplace(padded_rows(p.k, p.type, p.cols, p.dim));
     if (p.grouped) {
-      GroupNumbers numbers;
+      GroupNumbers numbers(p.q_group, p.rows, p.k_group, p.symmetric ? 0 : p.cols);
       q_group = numbers(p.q_group, p.rows);
       if (!p.symmetric) k_group = numbers(p.k_group, p.cols);
     }
@@ -125,7 +137,7 @@ void similarity_lse_backward(const SimilarityLse& p, const SimilarityLseBackward
   double sum = 0;
   if (grad_q) {
     // s depends on scale q alone: scale d/dscale = sum of <q_i, d/dq_i>; where k is q, that counts each pair twice.
-    for (int64_t i = 0; i < p.rows; ++i) sum += dot(prepared.q.row(i), grad_q->row(i), p.dim);
+    for (int64_t i = 0; i < p.rows; ++i) sum += dot_rows(prepared.q.row(i), grad_q->row(i), prepared.q.stride());
     store_rows(*grad_q, p.type, out.grad_q);
   }
   if (grad_k) store_rows(*grad_k, p.type, out.grad_k);
