@@ -37,7 +37,7 @@ demo: $(VENV)/.fastcl  ## learn handwritten digits without labels, shrink the en
 	$(BIN)/fastcl run --data digits --out runs/demo --overwrite
 
 test: $(VENV)/.test  ## all tests, a process for each core
-	$(BIN)/python -m pytest -q -n auto
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 bench: $(VENV)/.test  ## the benchmarks, beside the peers that are installed (pip install '.[peers]')
 	$(BIN)/python -m pytest -q bench --benchmark-sort=fullname

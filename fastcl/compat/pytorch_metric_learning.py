@@ -80,7 +80,7 @@ class _PairLoss(ContrastiveLoss):
             raise ValueError(f"{self._name}: ref_labels go with ref_emb, got ref_emb=None")
         q = unit_rows(embeddings)
         k = q if ref_emb is None else unit_rows(ref_emb)
-        scale = check_scale(self._name, self.temperature.scale(), q)
+        scale = check_scale(self._name, self.logit_scale.scale(), q)
         if indices_tuple is not None:
             return self._of_pairs(q, k, scale, _check_pairs(self._name, indices_tuple, len(q), len(k)))
         if labels is None:
@@ -140,7 +140,7 @@ class NTXentLoss(_PairLoss):
 
     Args:
         temperature: T, what similarities are divided by, above 0.
-        learnable_temperature: make the temperature a parameter, ``temperature.log_scale``.
+        learnable_temperature: make the temperature a parameter, ``logit_scale.log_scale``.
         reduction: ``"mean"`` or ``"sum"`` over the positive pairs; ``"none"``: the sum of each row's pairs, [N].
         precision: of the products of float32 embeddings, see :func:`fastcl.ops.similarity_lse`.
 
@@ -212,7 +212,7 @@ class SupConLoss(_PairLoss):
 
     Args:
         temperature: T, what similarities are divided by, above 0.
-        learnable_temperature: make the temperature a parameter, ``temperature.log_scale``.
+        learnable_temperature: make the temperature a parameter, ``logit_scale.log_scale``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` over the rows, 0 for a row without positive.
         precision: of the products of float32 embeddings, see :func:`fastcl.ops.similarity_lse`.
 

@@ -15,7 +15,7 @@ class ContrastiveLoss(nn.Module):
 
     Args:
         temperature: what similarities are divided by, above 0.
-        learnable_temperature: make the temperature a parameter, ``temperature.log_scale``.
+        learnable_temperature: make the temperature a parameter, ``logit_scale.log_scale``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         precision: of the products of float32 embeddings: ``"highest"`` or ``"high"`` (float32), ``"medium"`` (bfloat16
             where the processor has it); ``None`` follows :func:`torch.get_float32_matmul_precision`.
@@ -36,12 +36,21 @@ class ContrastiveLoss(nn.Module):
     ) -> None:
         super().__init__()
         name = self._name
-        self.temperature = Temperature(name, temperature, learnable_temperature)
+        self.logit_scale = Temperature(name, temperature, learnable_temperature)
         self.reduction = check_reduction(name, reduction)
         if precision is not None:
             check_precision(name, precision)
         self.precision = precision
         self.distributed = check_distributed(name, distributed)
+
+    @property
+    def temperature(self) -> float:
+        """What similarities are divided by; can be set, as a schedule does."""
+        return self.logit_scale.value()
+
+    @temperature.setter
+    def temperature(self, temperature: float) -> None:
+        self.logit_scale.set(temperature)
 
     @property
     def _name(self) -> str:

@@ -45,7 +45,7 @@ class DCLLoss(TwoViewLoss):
         temperature: T, what similarities are divided by, above 0.
         weight_fn: takes the unit rows of the two views, [N, D] each, gives the weights of the first's rows, [N].
         gather_distributed: lightly's name for ``distributed="gather"``.
-        learnable_temperature: make the temperature a parameter, ``temperature.log_scale``.
+        learnable_temperature: make the temperature a parameter, ``logit_scale.log_scale``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` over the rows: those of ``out0``, then those of ``out1``.
         precision: of the products of float32 embeddings, see :func:`fastcl.ops.similarity_lse`.
         distributed: ``"gather"`` or ``"ring"``: negatives come from all processes, see
@@ -90,7 +90,7 @@ class DCLLoss(TwoViewLoss):
             ValueError: for shapes that do not fit.
         """
         z0, z1 = self._unit_views(out0, out1)
-        scale = self.temperature.scale()
+        scale = self.logit_scale.scale()
         positive = scale * self._positives(z0, z1)
         if self.weight_fn is not None:
             positive = positive * torch.cat([self.weight_fn(z0, z1), self.weight_fn(z1, z0)])
@@ -104,7 +104,7 @@ class DCLWLoss(DCLLoss):
         temperature: what similarities are divided by, above 0.
         sigma: of :func:`negative_mises_fisher_weights`, above 0.
         gather_distributed: as in :class:`DCLLoss`, and so are the other arguments.
-        learnable_temperature: make the temperature a parameter, ``temperature.log_scale``.
+        learnable_temperature: make the temperature a parameter, ``logit_scale.log_scale``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` over the rows.
         precision: of the products of float32 embeddings.
         distributed: ``"gather"`` or ``"ring"``; the weights stay those of the process's own rows, as lightly's.

@@ -25,7 +25,7 @@ class DebiasedLoss(TwoViewLoss):
     Args:
         temperature: T, what similarities are divided by, above 0.
         tau_plus: probability that a negative is of the row's own class, in [0, 1); 0 gives NT-Xent, but for the floor.
-        learnable_temperature: make the temperature a parameter, ``temperature.log_scale``.
+        learnable_temperature: make the temperature a parameter, ``logit_scale.log_scale``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` over the rows: those of ``out0``, then those of ``out1``.
         precision: of the products of float32 embeddings, see :func:`fastcl.ops.similarity_lse`.
         distributed: ``"gather"`` or ``"ring"``: negatives come from all processes, see
@@ -71,7 +71,7 @@ class DebiasedLoss(TwoViewLoss):
             ValueError: for shapes that do not fit.
         """
         z0, z1 = self._unit_views(out0, out1)
-        scale = self.temperature.scale()
+        scale = self.logit_scale.scale()
         processes = world()[1] if self.distributed is not None else 1
         log_count = math.log(2 * (processes * len(z0) - 1)) if processes * len(z0) > 1 else -math.inf
         positive = scale * self._positives(z0, z1)
@@ -107,7 +107,7 @@ class HardNegativeLoss(DebiasedLoss):
         temperature: T, what similarities are divided by, above 0.
         tau_plus: probability that a negative is of the row's own class, in [0, 1).
         beta: how much more near negatives weigh, at least 0; 0 gives :class:`DebiasedLoss`.
-        learnable_temperature: make the temperature a parameter, ``temperature.log_scale``.
+        learnable_temperature: make the temperature a parameter, ``logit_scale.log_scale``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` over the rows: those of ``out0``, then those of ``out1``.
         precision: of the products of float32 embeddings, see :func:`fastcl.ops.similarity_lse`.
         distributed: ``"gather"`` or ``"ring"``: negatives come from all processes, see

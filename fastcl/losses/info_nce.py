@@ -26,7 +26,7 @@ class InfoNCELoss(ContrastiveLoss):
     Args:
         temperature: T, what similarities are divided by, above 0.
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` over the queries.
-        learnable_temperature: make the temperature a parameter, ``temperature.log_scale``.
+        learnable_temperature: make the temperature a parameter, ``logit_scale.log_scale``.
         precision: of the products of float32 embeddings, see :func:`fastcl.ops.similarity_lse`.
         distributed: ``"gather"`` or ``"ring"``: in-batch negatives come from all processes, see
             :mod:`fastcl.losses.distributed`; negatives that are given stay those of the process.
@@ -70,7 +70,7 @@ class InfoNCELoss(ContrastiveLoss):
         """
         check_embeddings("InfoNCELoss", query=query, positive_key=positive_key)
         self._check_negatives(query, negative_keys)
-        scale = self.temperature.scale()
+        scale = self.logit_scale.scale()
         q, positive = unit_rows(query), unit_rows(positive_key)
         if negative_keys is None:
             number = torch.arange(len(q), device=q.device)

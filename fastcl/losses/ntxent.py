@@ -29,7 +29,7 @@ class NTXentLoss(ContrastiveLoss):
         memory_bank_size: ``0``, or ``(rows, dim)``: then the negatives are the rows of a memory bank alone (MoCo), and
             a forward pass whose ``out0`` requires a gradient puts ``out1`` into the bank, after use.
         gather_distributed: lightly's name for ``distributed="gather"``.
-        learnable_temperature: make the temperature a parameter, ``temperature.log_scale``.
+        learnable_temperature: make the temperature a parameter, ``logit_scale.log_scale``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` over the rows: those of ``out0``, then those of ``out1``, and so
             on; with a bank those of ``out0`` alone.
         precision: of the products of float32 embeddings, see :func:`fastcl.ops.ntxent`.
@@ -88,13 +88,13 @@ class NTXentLoss(ContrastiveLoss):
         if self.memory_bank is not None:
             losses = self._against_bank(self.memory_bank, *views)
         elif len(views) == 2 and (self.distributed is None or world()[1] == 1):
-            losses = ntxent(out0, out1, self.temperature.scale(), precision=self.precision)
+            losses = ntxent(out0, out1, self.logit_scale.scale(), precision=self.precision)
         else:
             losses = self._against_all(views)
         return reduce(losses, self.reduction)
 
     def _against_all(self, views: tuple[Tensor, ...]) -> Tensor:
-        scale = self.temperature.scale()
+        scale = self.logit_scale.scale()
         count, samples = len(views), len(views[0])
         z = unit_rows(torch.cat(views))
         positive = scale * dot(z, z.reshape(count, samples, -1).sum(dim=0).repeat(count, 1) - z) / (count - 1)
@@ -112,7 +112,7 @@ class NTXentLoss(ContrastiveLoss):
             raise ValueError(
                 f"NTXentLoss: out0 must be [N, {bank.rows.shape[1]}] as the bank is, got {list(out0.shape)}"
             )
-        scale = self.temperature.scale()
+        scale = self.logit_scale.scale()
         q, positive = unit_rows(out0), unit_rows(out1)
         # The bank's own tensor is changed below, before backward reads it.
         negatives = similarity_lse(q, bank.rows.to(q.dtype, copy=True), scale, precision=self.precision)

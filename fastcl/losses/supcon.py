@@ -23,7 +23,7 @@ class SupConLoss(ContrastiveLoss):
 
     Args:
         temperature: T, what similarities are divided by, above 0.
-        learnable_temperature: make the temperature a parameter, ``temperature.log_scale``.
+        learnable_temperature: make the temperature a parameter, ``logit_scale.log_scale``.
         reduction: over the rows that have a positive: ``"mean"`` (0 where none has), ``"sum"`` or ``"none"``.
         precision: of the products of float32 embeddings, see :func:`fastcl.ops.similarity_lse`.
         distributed: ``"gather"`` or ``"ring"``: positives and negatives are the rows of all processes, see
@@ -68,7 +68,7 @@ class SupConLoss(ContrastiveLoss):
             ValueError: for shapes that do not fit.
         """
         z, label = self._rows(embeddings, labels)
-        scale = self.temperature.scale()
+        scale = self.logit_scale.scale()
         number = torch.arange(len(z), device=z.device)
         lse = lse_of_all(z, z, scale, number, len(z), distributed=self.distributed, precision=self.precision)
         sums, counts = sums_of_equal_label(z, label, self.distributed)

@@ -22,10 +22,22 @@ class Temperature(nn.Module):
 
     def __init__(self, owner: str, temperature: float, learnable: bool = False) -> None:
         super().__init__()
+        self._owner = owner
+        self.log_scale = nn.Parameter(torch.zeros(())) if learnable else None
+        self.set(temperature)
+
+    def set(self, temperature: float) -> None:
+        """Gives the temperature another value, above 0; a learnt one goes on from there."""
         if not (temperature > 0 and math.isfinite(temperature)):
-            raise ValueError(f"{owner}: temperature must be above 0 and finite, got {temperature}")
+            raise ValueError(f"{self._owner}: temperature must be above 0 and finite, got {temperature}")
         self._scale = 1.0 / temperature
-        self.log_scale = nn.Parameter(torch.tensor(math.log(self._scale))) if learnable else None
+        if self.log_scale is not None:
+            with torch.no_grad():
+                self.log_scale.fill_(math.log(self._scale))
+
+    def value(self) -> float:
+        """The temperature as it is now."""
+        return 1.0 / self._scale if self.log_scale is None else math.exp(-self.log_scale.item())
 
     def scale(self) -> float | Tensor:
         """1 / temperature: a number, or a 0-d tensor that carries a gradient."""
@@ -33,4 +45,4 @@ class Temperature(nn.Module):
 
     def extra_repr(self) -> str:
         """The temperature as it is now."""
-        return f"{1 / torch.as_tensor(self.scale()).item():g}" + ("" if self.log_scale is None else ", learnable")
+        return f"{self.value():g}" + ("" if self.log_scale is None else ", learnable")

@@ -11,6 +11,7 @@ The rows of ops (``ntxent.py``, ``augment.py``, ...) call :func:`register` once 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,6 +55,18 @@ if _backend not in BACKENDS:
     raise BackendError(f"FASTCL_BACKEND: expected one of {', '.join(BACKENDS)}, got {_backend!r}")
 
 
+def _without_autocast(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel computes in the types of its arguments, so its reference does too."""
+
+    @functools.wraps(reference)
+    def run(*arguments: Any) -> Any:
+        device = next(argument.device.type for argument in arguments if isinstance(argument, torch.Tensor))
+        with torch.autocast(device, enabled=False):
+            return reference(*arguments)
+
+    return run
+
+
 def register(
     name: str,
     reference: Callable[..., Any],
@@ -69,6 +82,7 @@ def register(
         autograd: takes the namespace (``torch.ops.<namespace>``) and gives ``setup_context`` and ``backward``, so that
             the backward of each backend calls that backend's own ops.
     """
+    reference = _without_autocast(reference)
     for namespace, library in _libraries.items():
         library.define(name + SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
         library.impl(name, reference, "CompositeExplicitAutograd")
