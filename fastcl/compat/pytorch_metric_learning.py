@@ -1,4 +1,4 @@
-r"""The losses of ``pytorch_metric_learning.losses`` (2.9) that fastcl has, with that package's conventions.
+"""The losses of ``pytorch_metric_learning.losses`` (2.9) that fastcl has, with that package's conventions.
 
 Embeddings are normalised, as by its default distance; its reducers, distances and regularizers are not taken. Values
 and gradients are its own where those are exact: it clamps a loss at -log of the smallest positive float, and here none
@@ -8,7 +8,6 @@ is.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +108,7 @@ class _PairLoss(ContrastiveLoss):
         """Log-sum-exp over the keys of other groups, [N]."""
         keys = (None, None) if k is q else (k, k_group)
         lse = similarity_lse(q, keys[0], scale, q_group=q_group, k_group=keys[1], precision=self.precision)
-        return cast(Tensor, lse)
+        return lse
 
 
 def _check_pairs(owner: str, indices: Sequence[Tensor], rows: int, keys: int) -> Pairs:
@@ -129,11 +128,11 @@ def _check_pairs(owner: str, indices: Sequence[Tensor], rows: int, keys: int) ->
 
 
 class NTXentLoss(_PairLoss):
-    r"""NT-Xent with a term for each positive pair; takes the place of ``pytorch_metric_learning.losses.NTXentLoss``.
+    """NT-Xent with a term for each positive pair; takes the place of ``pytorch_metric_learning.losses.NTXentLoss``.
 
     With unit rows, for row i, each p of its label and all n of other labels (van den Oord et al. 2018, eq. 4),
 
-    .. math:: \ell_{ip} = \log\Big(e^{q_i k_p / T} + \sum_n e^{q_i k_n / T}\Big) - q_i k_p / T
+        loss_ip = log(exp(<q_i, k_p> / T) + Σ_n exp(<q_i, k_n> / T)) - <q_i, k_p> / T
 
     The other positives are not in the denominator, as they are in :class:`fastcl.losses.SupConLoss`. The pairs of a
     label are formed in blocks, again in backward: memory does not grow with their number.
@@ -200,12 +199,12 @@ def _runs(q_group: Tensor, k_group: Tensor, start: Tensor, stop: Tensor, same: b
 
 
 class SupConLoss(_PairLoss):
-    r"""Supervised contrastive loss; takes the place of ``pytorch_metric_learning.losses.SupConLoss``.
+    """Supervised contrastive loss; takes the place of ``pytorch_metric_learning.losses.SupConLoss``.
 
     With unit rows, P(i) the keys of row i's label and K(i) those and the keys of other labels (Khosla et al. 2020,
     eq. 2),
 
-    .. math:: \ell_i = \log \sum_{k \in K(i)} e^{q_i k / T} - \frac{1}{|P(i)|} \sum_{p \in P(i)} q_i k_p / T
+        loss_i = log Σ_(k in K(i)) exp(<q_i, k> / T) - mean over p in P(i) of <q_i, k_p> / T
 
     As that package's: the mean is over the rows of a loss above 0, and the loss is 0 where no row has a negative. For
     views, processes and fewer surprises there is :class:`fastcl.losses.SupConLoss`.
@@ -233,7 +232,7 @@ class SupConLoss(_PairLoss):
         )
 
     def _of_groups(self, q: Tensor, k: Tensor, scale: Tensor, q_group: Tensor, k_group: Tensor) -> Tensor:
-        lse = cast(Tensor, similarity_lse(q, None if k is q else k, scale, precision=self.precision))
+        lse = similarity_lse(q, None if k is q else k, scale, precision=self.precision)
         groups = len(q) + len(k)
         sums = add_at(k_group, k, groups)[q_group]
         counts = add_at(k_group, torch.ones_like(k_group), groups)[q_group]

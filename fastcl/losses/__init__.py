@@ -1,4 +1,4 @@
-r"""Contrastive losses as modules; each takes a batch's embeddings and never builds the matrix of all pairs.
+"""Contrastive losses as modules; each takes a batch's embeddings and never builds the matrix of all pairs.
 
 Each is one call of the primitive :func:`fastcl.ops.similarity_lse` (``lse`` below, with the pairs that it leaves out)
 and O(N·D) of plain PyTorch, s being the similarity of a row to its positive, divided by the temperature:

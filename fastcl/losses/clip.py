@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,12 @@ from fastcl.ops.checks import check_precision, check_scale
 
 
 class ClipLoss(nn.Module):
-    r"""Contrastive loss of image-text pairs (Radford et al. 2021, fig. 3); takes the place of
+    """Contrastive loss of image-text pairs (Radford et al. 2021, fig. 3); takes the place of
     ``open_clip.loss.ClipLoss``.
 
-    With :math:`s_{ij} = \text{logit\_scale} \cdot x_i y_j` for images x and texts y as they are given,
+    With s_ij = logit_scale · <x_i, y_j> for images x and texts y as they are given,
 
-    .. math:: \ell_i = \tfrac12 \Big(\log \sum_j \exp s_{ij} + \log \sum_j \exp s_{ji}\Big) - s_{ii}
+        loss_i = (log Σ_j exp(s_ij) + log Σ_j exp(s_ji)) / 2 - s_ii
 
     Between processes there are four modes of open_clip's, equal to it in value and gradient, and two of exact gradient:
 
@@ -159,7 +159,7 @@ class ClipLoss(nn.Module):
             keys = gather_rows(key)
             every = torch.arange(len(keys), device=key.device)
             lse = similarity_lse(query, keys, scale, q_group=number, k_group=every, precision=self.precision)
-            losses = losses + functional.softplus(cast(Tensor, lse) - scale * dot(query, key.detach()))
+            losses = losses + functional.softplus(lse - scale * dot(query, key.detach()))
         return reduce(losses / 2, self.reduction)
 
 

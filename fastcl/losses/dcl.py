@@ -33,11 +33,11 @@ def negative_mises_fisher_weights(out0: Tensor, out1: Tensor, sigma: float = 0.5
 
 
 class DCLLoss(TwoViewLoss):
-    r"""Decoupled contrastive loss (Yeh et al. 2021, eq. 6); takes the place of ``lightly.loss.DCLLoss``.
+    """Decoupled contrastive loss (Yeh et al. 2021); takes the place of ``lightly.loss.DCLLoss``.
 
     With unit rows z, the positive p(i) of row i, and weights w (1 without ``weight_fn``),
 
-    .. math:: \ell_i = \log \sum_{j \ne i, p(i)} \exp(z_i z_j / T) - w_i z_i z_{p(i)} / T
+        loss_i = log Σ_(j ≠ i, p(i)) exp(<z_i, z_j> / T) - w_i <z_i, z_p(i)> / T
 
     A single sample has no negatives: the losses are then -inf.
 

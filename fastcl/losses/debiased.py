@@ -14,13 +14,12 @@ from fastcl.losses.two_views import TwoViewLoss
 
 
 class DebiasedLoss(TwoViewLoss):
-    r"""Debiased contrastive loss (Chuang et al. 2020, eq. 7 and 8): some negatives are positives in truth.
+    """Debiased contrastive loss (Chuang et al. 2020, eq. 7 and 8): some negatives are positives in truth.
 
-    With unit rows z, the positive p(i) of row i, its M negatives j, and :math:`s_{ij} = z_i z_j / T`,
+    With unit rows z, the positive p(i) of row i, its M negatives j, and s_ij = <z_i, z_j> / T,
 
-    .. math::
-        G_i = \max\Big(\frac{\sum_j e^{s_{ij}} - M \tau^+ e^{s_{ip(i)}}}{1 - \tau^+},\; M e^{-1/T}\Big), \qquad
-        \ell_i = \log\big(e^{s_{ip(i)}} + G_i\big) - s_{ip(i)}
+        G_i    = max((Σ_j exp(s_ij) - M · tau_plus · exp(s_ip(i))) / (1 - tau_plus), M · exp(-1/T))
+        loss_i = log(exp(s_ip(i)) + G_i) - s_ip(i)
 
     Args:
         temperature: T, what similarities are divided by, above 0.
@@ -97,11 +96,11 @@ class DebiasedLoss(TwoViewLoss):
 
 
 class HardNegativeLoss(DebiasedLoss):
-    r"""Contrastive loss with hard negatives (Robinson et al. 2021, section 3): near negatives weigh more.
+    """Contrastive loss with hard negatives (Robinson et al. 2021, section 3): near negatives weigh more.
 
     As :class:`DebiasedLoss`, with the sum over the M negatives replaced by
 
-    .. math:: M \sum_j e^{(1 + \beta) s_{ij}} \Big/ \sum_j e^{\beta s_{ij}}
+        M · Σ_j exp((1 + beta) s_ij) / Σ_j exp(beta s_ij)
 
     Args:
         temperature: T, what similarities are divided by, above 0.

@@ -1,9 +1,9 @@
-r"""Losses over the rows of all processes of ``torch.distributed``, with exact gradients.
+"""Losses over the rows of all processes of ``torch.distributed``, with exact gradients.
 
 A loss asked for ``distributed="gather"`` or ``"ring"`` compares the rows of its own process with those of all. Each
-process gets the loss :math:`L_r` of its own rows (with reduction ``"mean"``, the mean over the processes is the loss of
-the whole batch), and backward gives, to the embeddings of process r, the gradient of :math:`\sum_s L_s`. DDP averages
-the gradients of the parameters over the W processes, and :math:`\frac1W \sum_s L_s` is the loss of the whole batch: so
+process gets the loss L_r of its own rows (with reduction ``"mean"``, the mean over the processes is the loss of
+the whole batch), and backward gives, to the embeddings of process r, the gradient of Σ_s L_s. DDP averages
+the gradients of the parameters over the W processes, and (Σ_s L_s) / W is the loss of the whole batch: so
 what DDP ends with equals the gradient in a single process. (With reduction ``"sum"`` it is 1/W of that of the sum.)
 
 ``"gather"`` collects all keys on every process: memory O(N·D) for the N rows of all processes. ``"ring"`` passes the

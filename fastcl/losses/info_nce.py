@@ -17,11 +17,11 @@ from fastcl.ops.checks import check_like
 
 
 class InfoNCELoss(ContrastiveLoss):
-    r"""InfoNCE (van den Oord et al. 2018, eq. 4): one positive per query, negatives of one's own choice.
+    """InfoNCE (van den Oord et al. 2018, eq. 4): one positive per query, negatives of one's own choice.
 
     With unit rows and K(i) the negatives of query i,
 
-    .. math:: \ell_i = \log \Big(\exp(q_i p_i / T) + \sum_{k \in K(i)} \exp(q_i k / T)\Big) - q_i p_i / T
+        loss_i = log(exp(<q_i, p_i> / T) + Σ_(k in K(i)) exp(<q_i, k> / T)) - <q_i, p_i> / T
 
     Args:
         temperature: T, what similarities are divided by, above 0.
@@ -76,7 +76,7 @@ class InfoNCELoss(ContrastiveLoss):
             number = torch.arange(len(q), device=q.device)
             lse = lse_of_all(q, positive, scale, number, len(q), distributed=self.distributed, precision=self.precision)
         elif negative_keys.dim() == 2:
-            lse = cast(Tensor, similarity_lse(q, unit_rows(negative_keys), scale, precision=self.precision))
+            lse = similarity_lse(q, unit_rows(negative_keys), scale, precision=self.precision)
         else:
             with without_autocast(q):
                 similarity = torch.bmm(unit_rows(negative_keys), q[:, :, None])[:, :, 0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,11 +17,11 @@ from fastcl.ops import ntxent, similarity_lse
 
 
 class NTXentLoss(ContrastiveLoss):
-    r"""NT-Xent (Chen et al. 2020, SimCLR, eq. 1); takes the place of ``lightly.loss.NTXentLoss``.
+    """NT-Xent (Chen et al. 2020, SimCLR, eq. 1); takes the place of ``lightly.loss.NTXentLoss``.
 
     With unit rows z of all views, and P(i) the rows of the other views of row i's sample,
 
-    .. math:: \ell_i = \log \sum_{j \ne i} \exp(z_i z_j / T) - \frac{1}{|P(i)|} \sum_{p \in P(i)} z_i z_p / T
+        loss_i = log Σ_(j ≠ i) exp(<z_i, z_j> / T) - mean over p in P(i) of <z_i, z_p> / T
 
     Args:
         temperature: T, what similarities are divided by, above 0.
@@ -119,4 +118,4 @@ class NTXentLoss(ContrastiveLoss):
         if out0.requires_grad:
             shared = self.distributed is not None and world()[1] > 1
             bank.enqueue(gather_rows(positive) if shared else positive)
-        return functional.softplus(cast(Tensor, negatives) - scale * dot(q, positive))
+        return functional.softplus(negatives - scale * dot(q, positive))

@@ -84,7 +84,7 @@ class _SoftplusSums(torch.autograd.Function):
 
 
 def softplus_sums(q: Tensor, k: Tensor, scale: Tensor, offset: Tensor, blocks: Blocks) -> Tensor:
-    r"""For each row :math:`\sum_j \log(1 + \exp(\text{scale} \cdot q_i k_j + \text{offset}_i))` over the pairs in
+    """For each row Σ_j log(1 + exp(scale · <q_i, k_j> + offset_i)) over the pairs in
     ``blocks``.
 
     Only one block of pairs exists at a time, forward or backward.

@@ -25,11 +25,11 @@ _IMPLEMENTATIONS: dict[str | None, Distributed] = {
 
 
 class SigLipLoss(nn.Module):
-    r"""Sigmoid loss of image-text pairs (Zhai et al. 2023, section 3.2); stands in for ``open_clip.loss.SigLipLoss``.
+    """Sigmoid loss of image-text pairs (Zhai et al. 2023, section 3.2); stands in for ``open_clip.loss.SigLipLoss``.
 
-    With logits :math:`s_{ij} = \text{logit\_scale} \cdot x_i y_j + \text{logit\_bias}`,
+    With logits s_ij = logit_scale · <x_i, y_j> + logit_bias,
 
-    .. math:: \ell_i = \log(1 + e^{-s_{ii}}) + \sum_{j \ne i} \log(1 + e^{s_{ij}})
+        loss_i = log(1 + exp(-s_ii)) + Σ_(j ≠ i) log(1 + exp(s_ij))
 
     and the loss is the mean over i. This is no log-sum-exp: plain PyTorch in blocks of ``chunk_size`` images, formed
     again in backward, so that memory is O(N·chunk_size).

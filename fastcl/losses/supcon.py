@@ -12,11 +12,11 @@ from fastcl.losses.reduction import Reduction
 
 
 class SupConLoss(ContrastiveLoss):
-    r"""Supervised contrastive loss (Khosla et al. 2020, eq. 2, L_out): every row of the same label is a positive.
+    """Supervised contrastive loss (Khosla et al. 2020, eq. 2, L_out): every row of the same label is a positive.
 
     With unit rows z and P(i) the other rows of row i's label,
 
-    .. math:: \ell_i = \log \sum_{j \ne i} \exp(z_i z_j / T) - \frac{1}{|P(i)|} \sum_{p \in P(i)} z_i z_p / T
+        loss_i = log Σ_(j ≠ i) exp(<z_i, z_j> / T) - mean over p in P(i) of <z_i, z_p> / T
 
     The sum over P(i) comes from sums over the classes, O(N·D). The value is that of ``pytorch_metric_learning``'s
     ``SupConLoss``, and of the authors' own with ``base_temperature = temperature``.

@@ -1,4 +1,4 @@
-r"""Fused augmentation: draw a table of parameters, then apply it in one pass; kernels in ``csrc/augment``.
+"""Fused augmentation: draw a table of parameters, then apply it in one pass; kernels in ``csrc/augment``.
 
 A **recipe** says what may happen (:data:`RECIPE_NAMES`: ranges and probabilities), :func:`augment_sample` draws one row
 of :data:`PARAM_NAMES` per image from it, and :func:`augment_apply` is a pure function of images and rows::

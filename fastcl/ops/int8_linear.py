@@ -1,10 +1,10 @@
-r"""Linear layer on int8 products (W8A8, dynamic per-token): formula, checks, reference and autograd; kernels in
+"""Linear layer on int8 products (W8A8, dynamic per-token): formula, checks, reference and autograd; kernels in
 ``csrc/int8_linear``.
 
 With the weight in int8 and one scale for each output channel, each row of x is quantised as it comes:
 
-.. math:: s_m = \max_k |x_{mk}| / 127, \quad q_{mk} = \text{round}(x_{mk} \cdot (127 / \max_k |x_{mk}|)), \quad
-    y_{mn} = \text{activation}\Big(s_m \, \text{weight\_scale}_n \sum_k q_{mk} w_{nk} + \text{bias}_n\Big)
+    scale_m = max_k |x_mk| / 127        q_mk = round(x_mk · (127 / max_k |x_mk|))
+    y_mn    = activation(scale_m · weight_scale_n · Σ_k q_mk w_nk + bias_n)
 
 The sum is exact (int32). The scale and 127 / max are float32, their product with x is rounded once, half to even: every
 backend has the same integers, and for ``"none"`` and ``"relu"`` the same output bits.

@@ -1,8 +1,8 @@
-r"""NT-Xent (Chen et al. 2020, SimCLR, eq. 1): formula, checks, reference and autograd; kernels in ``csrc/ntxent``.
+"""NT-Xent (Chen et al. 2020, SimCLR, eq. 1): formula, checks, reference and autograd; kernels in ``csrc/ntxent``.
 
-With unit rows :math:`z = [z_0; z_1] / \lVert\cdot\rVert` of shape [2N, D] and pos(i) = i ± N,
+With unit rows z of both views, [2N, D], and pos(i) = i ± N,
 
-.. math:: \ell_i = \log \sum_{j \ne i} \exp(\text{scale} \cdot z_i z_j) - \text{scale} \cdot z_i z_{pos(i)}
+    loss_i = log Σ_(j ≠ i) exp(scale · <z_i, z_j>) - scale · <z_i, z_pos(i)>
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _EPS = 1e-12  # torch.nn.functional.normalize's: shorter rows are divided by it
 
 
 def ntxent(z0: Tensor, z1: Tensor, scale: float | Tensor, *, precision: str | None = None) -> Tensor:
-    r"""Per-row NT-Xent losses of two views, without the (2N, 2N) matrix; rows are normalised here.
+    """Per-row NT-Xent losses of two views, without the (2N, 2N) matrix; rows are normalised here.
 
     Args:
         z0: embeddings of the first view, [N, D], float32, bfloat16, float16 or float64.

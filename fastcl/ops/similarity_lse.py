@@ -1,22 +1,47 @@
-r"""The primitive under the losses: masked log-sum-exp of scaled similarities; kernels in ``csrc/similarity_lse``.
+"""The primitive under the losses: masked log-sum-exp of scaled similarities; kernels in ``csrc/similarity_lse``.
 
-.. math::
-    s_{ij} = \text{scale} \cdot q_i k_j, \qquad
-    \text{row\_lse}_i = \log \sum_{j:\, g^q_i \ne g^k_j} \exp s_{ij}, \qquad
-    \text{col\_lse}_j = \log \sum_{i:\, g^q_i \ne g^k_j} \exp s_{ij}
+    s_ij       = scale · <q_i, k_j>
+    row_lse_i  = log Σ_j exp(s_ij)   over all j with q_group_i ≠ k_group_j
+    col_lse_j  = log Σ_i exp(s_ij)   over all i with q_group_i ≠ k_group_j
 
 Pairs of equal group are left out; that one rule covers self-exclusion, decoupled and supervised losses.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from fastcl.ops.checks import check_like, check_matrix, check_precision, check_scale
 from fastcl.ops.registry import op, register
+
+
+@overload
+def similarity_lse(
+    q: Tensor,
+    k: Tensor | None,
+    scale: float | Tensor,
+    *,
+    q_group: Tensor | None = ...,
+    k_group: Tensor | None = ...,
+    columns: Literal[False] = ...,
+    precision: str | None = ...,
+) -> Tensor: ...
+
+
+@overload
+def similarity_lse(
+    q: Tensor,
+    k: Tensor,
+    scale: float | Tensor,
+    *,
+    q_group: Tensor | None = ...,
+    k_group: Tensor | None = ...,
+    columns: Literal[True],
+    precision: str | None = ...,
+) -> tuple[Tensor, Tensor]: ...
 
 
 def similarity_lse(
