@@ -107,8 +107,7 @@ class _PairLoss(ContrastiveLoss):
     def _negatives(self, q: Tensor, k: Tensor, scale: Tensor, q_group: Tensor, k_group: Tensor) -> Tensor:
         """Log-sum-exp over the keys of other groups, [N]."""
         keys = (None, None) if k is q else (k, k_group)
-        lse = similarity_lse(q, keys[0], scale, q_group=q_group, k_group=keys[1], precision=self.precision)
-        return lse
+        return similarity_lse(q, keys[0], scale, q_group=q_group, k_group=keys[1], precision=self.precision)
 
 
 def _check_pairs(owner: str, indices: Sequence[Tensor], rows: int, keys: int) -> Pairs:

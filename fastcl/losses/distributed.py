@@ -315,7 +315,7 @@ def lse_of_all(
         row = similarity_lse(q, keys, scale, q_group=q_group, k_group=k_group, precision=precision)
     else:
         row, _ = ring_lse(q, k, scale, group, groups, precision=precision)
-    return cast(Tensor, row)
+    return row
 
 
 def ring_lse(
