@@ -223,6 +223,15 @@ def test_half_outputs_are_the_float_output_rounded(backend, dtype):
     assert torch.equal(augment_apply(images, params, (8, 8), dtype=dtype, **arguments), single.to(dtype))
 
 
+def test_out_is_written_in_place(backend):
+    images = noise(4, 3, (16, 20))
+    params = augment_sample(recipe(**EVERYTHING), torch.arange(4), seed=1, size=(16, 20), out_size=(8, 9))
+    for dtype in (torch.uint8, torch.float32, torch.bfloat16):
+        out = torch.zeros(4, 3, 8, 9, dtype=dtype)
+        assert augment_apply(images, params, (8, 9), out=out) is out
+        assert torch.equal(out, augment_apply(images, params, (8, 9), dtype=dtype))
+
+
 def test_normalisation(backend):
     images = noise(2, 3, (5, 6))
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -604,6 +613,20 @@ BAD = {
     "mean": ((IMAGES, PARAMS, (4, 4)), {"mean": [0.5]}, ValueError, "given together"),
     "std": ((IMAGES, PARAMS, (4, 4)), {"mean": [0.5], "std": [0.0]}, ValueError, "std must be finite and not 0"),
     "bytes": ((IMAGES, PARAMS, (4, 4)), {"mean": [0.5], "std": [1.0]}, TypeError, "floating dtype"),
+    "out_list": ((IMAGES, PARAMS, (4, 4)), {"out": [1]}, TypeError, "out must be a Tensor, got list"),
+    "out_shape": (
+        (IMAGES, PARAMS, (4, 5)),
+        {"out": torch.zeros(2, 3, 5, 4)},
+        ValueError,
+        r"out must be contiguous \[2, 3, 4, 5\] of torch.float32 on cpu, got \[2, 3, 5, 4\]",
+    ),
+    "out_strided": ((IMAGES, PARAMS, (4, 5)), {"out": torch.zeros(2, 3, 5, 4).mT}, ValueError, "got strided"),
+    "out_dtype": (
+        (IMAGES, PARAMS, (4, 4)),
+        {"out": torch.zeros(2, 3, 4, 4), "dtype": torch.uint8},
+        ValueError,
+        "of torch.uint8",
+    ),
     "dtype": ((IMAGES, PARAMS, (4, 4)), {"dtype": torch.int32}, TypeError, "dtype must be"),
 }
 
@@ -642,6 +665,9 @@ def test_the_kernel_itself_refuses_what_does_not_fit():
         apply(IMAGES, PARAMS, -1, 4, *tail)
     with pytest.raises(RuntimeError, match="fill must have 1 or 3 values"):
         apply(IMAGES, PARAMS, 4, 4, "nearest", [1.0, 2.0], [], [], torch.uint8)
+    for out in (torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 4, 4).mT, torch.zeros(4)):
+        with pytest.raises(RuntimeError, match="out must be"):
+            torch.ops.fastcl.augment_apply_out(IMAGES, PARAMS, *tail[:-1], out)
     with pytest.raises(RuntimeError, match="recipe must be"):
         torch.ops.fastcl.augment_sample(torch.zeros(3).double(), torch.arange(2), 0, 0, 0, 4, 4, 4, 4)
 
@@ -663,6 +689,8 @@ def test_opcheck(namespace):
     images, params = noise(3, 3, (12, 10)), ops.augment_sample(*sample)
     for tail in (("nearest", [], [], [], torch.uint8), ("bilinear", [1.0], [0.5], [0.5], torch.bfloat16)):
         torch.library.opcheck(ops.augment_apply.default, (images, params, 8, 8, *tail))
+        out = torch.zeros(3, 3, 8, 8, dtype=tail[-1])
+        torch.library.opcheck(ops.augment_apply_out.default, (images, params, *tail[:-1], out))
 
 
 def test_compiles_without_graph_breaks(backend):
@@ -676,6 +704,15 @@ def test_compiles_without_graph_breaks(backend):
     compiled = torch.compile(views, fullgraph=True, backend="aot_eager")
     arguments = noise(3, 3, (12, 10)), torch.arange(3)
     assert torch.equal(compiled(*arguments), views(*arguments))
+
+    def into(images: Tensor, params: Tensor, out: Tensor) -> Tensor:
+        return augment_apply(images, params, (8, 8), out=out) + 1
+
+    params = augment_sample(recipe_, torch.arange(3), seed=1, size=(12, 10), out_size=(8, 8))
+    out, compiled = torch.zeros(3, 3, 8, 8), torch.compile(into, fullgraph=True, backend="aot_eager")
+    want = augment_apply(arguments[0], params, (8, 8), dtype=torch.float32)
+    assert torch.equal(compiled(arguments[0], params, out), want + 1)
+    assert torch.equal(out, want)
 
 
 def test_a_large_output_has_the_bits_of_small_ones():

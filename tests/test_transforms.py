@@ -175,6 +175,22 @@ def test_several_passes_where_the_order_needs_them(backend, steps, passes):
     assert torch.equal(t(images, index=torch.arange(16)), want)
 
 
+@pytest.mark.parametrize("steps", [[CROP, JITTER], [JITTER, JITTER]], ids=["one_pass", "two_passes"])
+def test_results_go_where_they_are_told(backend, steps):
+    images, index = noise(4), torch.arange(4)
+    t = T.Compose([*steps, NORM], seed=5)
+    want = t.views(images, 2, index)
+    buffers = [torch.zeros_like(view) for view in want]
+    for got, into, view in zip(t.views(images, 2, index, out=buffers), buffers, want, strict=True):
+        assert got is into
+        assert torch.equal(got, view)
+    one = torch.zeros_like(want[0][0])
+    assert t(images[1], index=1, out=one) is one
+    assert torch.equal(one, want[0][1])
+    with pytest.raises(ValueError, match="one tensor for each of 2 views, got 1"):
+        t.views(images, 2, index, out=buffers[:1])
+
+
 def test_two_transforms_of_one_kind_draw_apart():
     t = T.Compose([JITTER, JITTER], seed=5)
     table = dict(zip(t.param_names, t.sample(50, (8, 8)).unbind(1), strict=True))

@@ -94,18 +94,21 @@ class SimCLRTransform:
             steps.append(Normalize(normalize["mean"], normalize["std"]))
         self.transform = Compose(steps, seed=seed)
 
-    def __call__(self, images: Any, index: Any = None, epoch: int = 0) -> list[Tensor]:
+    def __call__(
+        self, images: Any, index: Any = None, epoch: int = 0, *, out: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
         """Draws two views of every image.
 
         Args:
             images: as :meth:`Compose.__call__`.
             index: as :meth:`Compose.__call__`.
             epoch: as :meth:`Compose.__call__`.
+            out: as :meth:`Compose.views`.
 
         Returns:
             [view0, view1], each [B, C, input_size, input_size] float32 (without B for one image).
         """
-        return self.transform.views(images, 2, index, epoch)
+        return self.transform.views(images, 2, index, epoch, out=out)
 
     def __repr__(self) -> str:
         return f"SimCLRTransform(two views of {self.transform!r})"
