@@ -231,11 +231,12 @@ struct Scratch {
   Axis axis_x, axis_y;
   Gaussian kernel_x, kernel_y;
   Buffer<const float*> blur_rows;
-  // Of a warp; made when there is one.
+  // Of narrow crops and of warps; made when there is one.
+  Buffer<float> narrow;  // [runs, crop_height, kRowStep] pixels
   Buffer<float> warped, weight;
   Buffer<double> position;  // of one output row's sources: x, then y
   Buffer<int32_t> from;
-  bool warps = false;
+  bool narrows = false, warps = false;
 };
 
 // A sweep over the image through colour ops. Contrast needs the mean gray of what is before it, so it starts a new
@@ -300,14 +301,40 @@ class View {
     // A crop's row is one run of memory for each channel, or one for all where the channels come last.
     const int64_t runs = a_.channels_last ? 1 : channels, run = crop_width * step;
     float* blended = a_.channels_last ? s_.pixels.get() : s_.source_row.get();
+    BlendRows<Pixel> rows = {crop,    row_pitch, a_.height * a_.width, nullptr, down.stride, down.taps, runs, run,
+                             blended, s_.pitch};
+    if (run < kRowStep) copy_narrow(crop_height, &rows);
+    const Pixel* top = rows.in;
     for (int64_t y = 0; y < height_; ++y) {
-      blend({crop + down.first[y] * row_pitch, row_pitch, a_.height * a_.width, down.weight + y, down.stride, down.taps,
-             runs, run, blended, s_.pitch});
+      rows.in = top + down.first[y] * rows.pitch;
+      rows.weight = down.weight + y;
+      blend(rows);
       if (a_.channels_last) split_channels(blended, channels, crop_width, s_.source_row.get(), s_.pitch);
       rows_.resize(across, s_.source_row.get(), s_.pitch, channels, channel(0) + y * width_, s_.plane);
       // What the last vector wrote beyond the row, the next row overwrites: it must not be used before.
       if (sweep && (y + 1) * width_ - sweep->done >= kBand) advance(sweep, (y + 1) * width_ / kRowStep * kRowStep);
     }
+  }
+
+  // Lets the runs of a narrow crop be read a whole vector at a time: not beyond the images, but from a copy.
+  template <class Pixel>
+  void copy_narrow(int64_t crop_height, BlendRows<Pixel>* rows) {
+    if (!s_.narrows) {
+      s_.narrow = Buffer<float>(a_.channels * a_.height * kRowStep);
+      s_.narrows = true;
+    }
+    Pixel* copy = reinterpret_cast<Pixel*>(s_.narrow.get());
+    for (int64_t r = 0; r < rows->runs; ++r)
+      for (int64_t y = 0; y < crop_height; ++y) {
+        const Pixel* in = rows->in + r * rows->run_pitch + y * rows->pitch;
+        Pixel* to = copy + (r * crop_height + y) * kRowStep;
+        std::fill(to, to + kRowStep, Pixel(0));
+        std::copy(in, in + rows->n, to);
+      }
+    rows->in = copy;
+    rows->pitch = kRowStep;
+    rows->run_pitch = crop_height * kRowStep;
+    rows->n = kRowStep;
   }
 
   bool identity_map() const {

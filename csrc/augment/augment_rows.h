@@ -44,7 +44,7 @@ struct Planes {
 };
 
 struct AugmentRows {
-  // One row of each run by its taps in y, exactly run.n values.
+  // One row of each run by its taps in y, exactly run.n values, which are kRowStep or more.
   void (*blend_bytes)(const BlendRows<uint8_t>& run);
   void (*blend_floats)(const BlendRows<float>& run);
   // One row of each channel by its taps in x; may read 2 kRowStep values beyond the last tap.

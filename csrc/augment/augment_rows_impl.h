@@ -31,16 +31,11 @@ struct AugmentLoops {
     for (int64_t r = 0; r < b.runs; ++r) {
       const Pixel* in = b.in + r * b.run_pitch;
       float* out = b.out + r * b.out_pitch;
-      for (int64_t i = 0; i < b.n && b.n >= kLanes; i += kLanes) {
+      for (int64_t i = 0; i < b.n; i += kLanes) {
         const int64_t at = i + kLanes <= b.n ? i : b.n - kLanes;
         F sum = V::mul(load(in + at), weight(0));
         for (int64_t t = 1; t < taps; ++t) sum = V::fma(load(in + t * b.pitch + at), weight(t), sum);
         V::store(out + at, sum);
-      }
-      for (int64_t i = 0; i < b.n && b.n < kLanes; ++i) {
-        float sum = b.weight[0] * float(in[i]);
-        for (int64_t t = 1; t < taps; ++t) sum = V::fma(float(in[t * b.pitch + i]), b.weight[t * b.weight_stride], sum);
-        out[i] = sum;
       }
     }
   }
