@@ -31,6 +31,7 @@ EVERYTHING = {
     **{"saturation_min": 0.2, "saturation_max": 1.8, "hue_min": -0.2, "hue_max": 0.2, "grayscale_p": 0.2},
     **{"blur_p": 0.5, "blur_sigma_min": 0.1, "blur_sigma_max": 2},
 }
+SOLARIZE = {"solarize_p": 0.5, "solarize_threshold": 0.5}  # apart: its step turns noise of 1e-7 into whole levels
 SIZES = {  # images, output
     "digits": ((28, 28), (28, 28)),
     "shrink": ((97, 131), (64, 50)),
@@ -92,7 +93,10 @@ def test_philox_gives_the_published_numbers(counter, key, want):
 def test_native_draws_the_reference_s_bits(size, seed):
     require_native()
     index = torch.cat([torch.arange(3000), torch.tensor([2**32 - 1, 2**32, 2**62, -1])])
-    for entries in (EVERYTHING, {**EVERYTHING, "hflip_at": 0, "vflip_at": 2, "center_given": 1, "center_x": 3}):
+    for entries in (
+        {**EVERYTHING, **SOLARIZE},
+        {**EVERYTHING, "hflip_at": 0, "vflip_at": 2, "center_given": 1, "center_x": 3},
+    ):
         arguments = {"seed": seed, "epoch": 2**32 - 1, "view": 65535, "size": size[0], "out_size": size[1]}
         native = augment_sample(recipe(**entries), index, **arguments)
         with fastcl.use_backend("reference"):
@@ -244,6 +248,22 @@ def test_normalisation(backend):
     torch.testing.assert_close(one, (images / 255 - 0.5) / 0.25, rtol=0, atol=5e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
+def test_solarize_comes_after_blur(backend, dtype):
+    images = noise(2, 3, (11, 13))
+    blur = {"blur_sigma": 1.5, "blur_radius_x": 3, "blur_radius_y": 2}
+    plain = augment_apply(images, row((11, 13), **blur).expand(2, -1), (11, 13), dtype=torch.float32)
+    params = row((11, 13), **blur, solarize=1, solarize_threshold=0.4).expand(2, -1)
+    arguments = {} if dtype == torch.uint8 else {"mean": [0.2], "std": [0.5]}
+    got = augment_apply(images, params, (11, 13), dtype=dtype, **arguments)
+    want = torch.where(plain >= 0.4, 1 - plain, plain)
+    assert 0.1 < (plain >= 0.4).float().mean() < 0.9
+    if dtype == torch.uint8:
+        check(got, want * 255, 0.5001)
+    else:  # values up to 1.6, whose half a unit in bfloat16 is 2^-8
+        check(got, (want - 0.2) / 0.5, 2e-6 if dtype == torch.float32 else 2.0**-8)
+
+
 def test_perspective_and_degenerate_maps(backend):
     images = noise(1, 3, (9, 9))
     behind = row((9, 9), map_8=0)  # every point at infinity
@@ -289,6 +309,10 @@ def code(name: str) -> int:
     return COLOR_OPS.index(name)
 
 
+def solarize_at(image: Tensor) -> float:
+    return 128 if image.dtype == torch.uint8 else 127.9 / 255
+
+
 # name: (columns, what torchvision does, levels that uint8 may differ by). Where torchvision's uint8 cuts off, so do we;
 # floor(t + d) and floor(t) differ by at most 1 for |d| < 1: d is float noise (brightness), (1 - f) times the cut off
 # part of a gray (contrast, saturation), 0.999 of x (hue: torchvision takes floor(255.999 x)). Where both round to
@@ -305,6 +329,7 @@ OPS = {
     "hue": ({"color_op_0": code("hue"), "hue": 0.2}, lambda F, x: F.adjust_hue(x, 0.2), 1),
     "hue_back": ({"color_op_0": code("hue"), "hue": -0.37}, lambda F, x: F.adjust_hue(x, -0.37), 1),
     "hue_half": ({"color_op_0": code("hue"), "hue": 0.5}, lambda F, x: F.adjust_hue(x, 0.5), 1),
+    "solarize": ({"solarize": 1, "solarize_threshold": 128 / 255}, lambda F, x: F.solarize(x, solarize_at(x)), 0),
     "grayscale": ({"grayscale": 1}, lambda F, x: F.rgb_to_grayscale(x, x.shape[0]), 1),
 }
 
@@ -537,6 +562,7 @@ BAD_ROWS = {
     "empty_crop": ({"crop_width": 0}, "crop_width = 0"),
     "too_wide": ({"crop_width": 8}, "crop_width = 8"),
     "half_pixel": ({"crop_height": 4, "crop_top": 0.5}, "crop_top = 0.5"),
+    "solarize": ({"solarize": 0.5}, "solarize = 0.5"),
     "unknown_op": ({"color_op_1": 5}, "color_op_1 = 5"),
     "half_op": ({"color_op_1": 1.5}, "color_op_1 = 1.5"),
     "negative_factor": ({"contrast": -0.1}, "contrast = -0.1"),
@@ -603,8 +629,8 @@ BAD = {
     "empty": ((IMAGES[:, :, :0], PARAMS, (4, 4)), {}, ValueError, "not 0"),
     "integers": ((IMAGES.int(), PARAMS, (4, 4)), {}, TypeError, "got torch.int32"),
     "list": (([1], PARAMS, (4, 4)), {}, TypeError, "got list"),
-    "rows": ((IMAGES, PARAMS[:1], (4, 4)), {}, ValueError, r"params must be \[2, 27\], got \[1, 27\]"),
-    "columns": ((IMAGES, PARAMS[:, :5], (4, 4)), {}, ValueError, r"params must be \[2, 27\], got \[2, 5\]"),
+    "rows": ((IMAGES, PARAMS[:1], (4, 4)), {}, ValueError, r"params must be \[2, 29\], got \[1, 29\]"),
+    "columns": ((IMAGES, PARAMS[:, :5], (4, 4)), {}, ValueError, r"params must be \[2, 29\], got \[2, 5\]"),
     "double": ((IMAGES, PARAMS.double(), (4, 4)), {}, TypeError, "params must be a float32 Tensor"),
     "size": ((IMAGES, PARAMS, (0, 4)), {}, ValueError, "sides must be from 1"),
     "huge": ((IMAGES, PARAMS, (4, 2**40)), {}, ValueError, "sides must be from 1"),
@@ -657,7 +683,7 @@ def test_bad_streams(backend, changes, kind, message):
 def test_the_kernel_itself_refuses_what_does_not_fit():
     require_native()
     apply, tail = torch.ops.fastcl.augment_apply, ("nearest", [], [], [], torch.uint8)
-    with pytest.raises(RuntimeError, match=r"params must be \[2, 27\]"):
+    with pytest.raises(RuntimeError, match=r"params must be \[2, 29\]"):
         apply(IMAGES, PARAMS[:1], 4, 4, *tail)
     with pytest.raises(RuntimeError, match="images must be uint8 or float32"):
         apply(IMAGES.bfloat16(), PARAMS, 4, 4, *tail)

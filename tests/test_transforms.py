@@ -191,6 +191,17 @@ def test_results_go_where_they_are_told(backend, steps):
         t.views(images, 2, index, out=buffers[:1])
 
 
+def test_a_solarize_threshold_above_1_is_of_bytes(backend):
+    images = noise(4)
+    for steps, unit in (([T.RandomSolarize(100, 1.0)], 1), ([NORM, T.RandomSolarize(100, 1.0)], None)):
+        t = T.Compose(steps, seed=0)
+        assert len(t.passes) == (1 if unit else 2)
+        if unit:
+            assert torch.equal(t(images), torch.where(images >= 100, 255 - images, images))
+    unit = T.Compose([T.ToDtype(torch.float32, scale=True), T.RandomSolarize(0.4, 1.0)])(images)
+    torch.testing.assert_close(unit, torch.where(images >= 102, 255 - images, images) / 255, rtol=0, atol=1e-6)
+
+
 def test_two_transforms_of_one_kind_draw_apart():
     t = T.Compose([JITTER, JITTER], seed=5)
     table = dict(zip(t.param_names, t.sample(50, (8, 8)).unbind(1), strict=True))
@@ -291,6 +302,7 @@ DETERMINISTIC = {
     "hue": ("ColorJitter", (), {"hue": (0.3, 0.3)}),
     "gray": ("RandomGrayscale", (1.0,), {}),
     "blur": ("GaussianBlur", ((5, 3), 1.3), {}),
+    "solarize": ("RandomSolarize", (0.3, 1.0), {}),
     "normalize": ("Normalize", ([0.4], [0.3]), {}),
 }
 
@@ -383,6 +395,7 @@ BAD = {
     "even": (lambda: T.GaussianBlur(4), ValueError, "kernel_size must be odd"),
     "sigma": (lambda: T.GaussianBlur(3, 0.0), ValueError, "sigma must be positive"),
     "nan": (lambda: T.GaussianBlur(3, (0.1, math.nan)), ValueError, "sigma must be two finite"),
+    "threshold": (lambda: T.RandomSolarize(math.inf), ValueError, "threshold must be finite"),
     "std": (lambda: T.Normalize([0.5], [0.0]), ValueError, "std not 0"),
     "dtype": (lambda: T.ToDtype(torch.int64, scale=True), ValueError, "dtype must be"),
     "images": (lambda: HFLIP([1, 2]), TypeError, "images must be a Tensor or a PIL image, got list"),
@@ -391,7 +404,7 @@ BAD = {
     "index": (lambda: HFLIP(noise(3), index=torch.arange(2)), ValueError, "one number for each of 3 images, got 2"),
     "small": (lambda: T.CenterCrop(50)(noise(1)), ValueError, "size must not be above the image's"),
     "blur": (lambda: T.GaussianBlur(49)(noise(1)), RuntimeError, "blur_radius_x = 24"),
-    "params": (lambda: pipeline().apply(noise(1), torch.zeros(1, 3)), ValueError, r"params must be \[B, 27\]"),
+    "params": (lambda: pipeline().apply(noise(1), torch.zeros(1, 3)), ValueError, r"params must be \[B, 29\]"),
 }
 
 

@@ -390,6 +390,8 @@ class View {
       for (int i = sweep->begin; i < sweep->end; ++i) color_op(int(p_.color_op[i]), band);
       if (sweep->sums) sweep->gray += rows_.gray_sum(band);
       if (sweep->last && p_.grayscale != 0 && a_.channels == 3) rows_.to_gray(band);
+      if (sweep->last && !blur_ && p_.solarize != 0)
+        for (int64_t c = 0; c < a_.channels; ++c) solarize(channel(c) + sweep->done, n);
       if (sweep->last && !blur_)
         for (int64_t c = 0; c < a_.channels; ++c) store(c, sweep->done, channel(c) + sweep->done, n);
       sweep->done += n;
@@ -401,6 +403,11 @@ class View {
     if (band.channels != 3) return;
     if (code == kSaturation) rows_.saturate(band, p_.saturation, bound_);
     if (code == kHue) rows_.shift_hue(band, p_.hue);
+  }
+
+  // Just below the threshold lies what float's noise alone keeps from it.
+  void solarize(float* values, int64_t n) {
+    rows_.solarize(values, n, p_.solarize_threshold * bound_ - bound_ * 0x1p-18f, bound_);
   }
 
   // Normalises and stores n pixels of channel c from pixel `at` on.
@@ -444,7 +451,9 @@ class View {
     const int64_t left = row_steps(reach_x);  // where a padded row begins
     float* middle[kBlurRows];
     for (int64_t o = 0; o < kBlurRows; ++o) middle[o] = s_.padded.get() + o * s_.padded_pitch + left;
-    const bool floats = a_.out_type == PixelType::kFloat32, bytes = a_.out_type == PixelType::kUint8;
+    // Blur and normalisation are one step, unless something comes between them.
+    const bool apart = a_.out_type == PixelType::kUint8 || p_.solarize != 0;
+    const bool floats = a_.out_type == PixelType::kFloat32 && !apart;
     for (int64_t c = 0; c < a_.channels; ++c)
       for (int64_t y = 0; y < height_; y += kBlurRows) {
         const int64_t some = std::min<int64_t>(kBlurRows, height_ - y), count = 2 * reach_y + some;
@@ -458,10 +467,13 @@ class View {
           }
           const Target to = target(c, (y + o) * width_);
           float* line = floats ? static_cast<float*>(a_.out) + to.at : s_.line.get();
-          rows_.blur_x(row - reach_x, s_.kernel_x.weight, 2 * reach_x + 1, width_, bytes ? 1 : to.factor,
-                       bytes ? 0 : to.add, floats && aligned(line), line);
-          if (bytes) store(c, (y + o) * width_, line, width_);
-          store_half(line, width_, to.at);
+          rows_.blur_x(row - reach_x, s_.kernel_x.weight, 2 * reach_x + 1, width_, apart ? 1 : to.factor,
+                       apart ? 0 : to.add, floats && aligned(line), line);
+          if (p_.solarize != 0) solarize(line, width_);
+          if (apart)
+            store(c, (y + o) * width_, line, width_);
+          else
+            store_half(line, width_, to.at);
         }
       }
   }

@@ -55,6 +55,8 @@ struct AugmentRows {
   void (*saturate)(const Planes& p, float factor, float bound);
   void (*shift_hue)(const Planes& p, float turns);
   void (*to_gray)(const Planes& p);
+  // bound - v where v is not below the threshold
+  void (*solarize)(float* v, int64_t n, float threshold, float bound);
   // The sum of the gray of exactly n pixels.
   double (*gray_sum)(const Planes& p);
   // out[o][x] = sum over j of weight[j - o] rows[j][x] for each of kBlurRows; weight[1 - kBlurRows ...] can be read.

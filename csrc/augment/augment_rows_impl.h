@@ -144,6 +144,15 @@ struct AugmentLoops {
     each_pixel(p, [](F& r, F& g, F& b) { r = g = b = gray(r, g, b); });
   }
 
+  static void solarize(float* v, int64_t n, float threshold_, float bound_) {
+    const F threshold = V::set(threshold_), bound = V::set(bound_);
+    for (int64_t i = 0; i < n; i += kLanes) {
+      const F value = V::load(v + i);
+      // Not below the threshold: it is the larger of the two that is the value.
+      V::store(v + i, V::select_equal(V::max(value, threshold), value, V::sub(bound, value), value));
+    }
+  }
+
   static double gray_sum(const Planes& p) {
     const float* red = p.channel[0];
     const float* green = p.channels == 3 ? p.channel[1] : red;
@@ -220,8 +229,8 @@ struct AugmentLoops {
     for (; i < n; ++i) out[i] = V::fma(in[i], factor_, add_);
   }
 
-  static constexpr AugmentRows kTable = {blend<uint8_t>, blend<float>, resize, scale,  saturate,  shift_hue,
-                                         to_gray,        gray_sum,     blur_y, blur_x, normalize, V::stream_end};
+  static constexpr AugmentRows kTable = {blend<uint8_t>, blend<float>, resize, scale,  saturate,  shift_hue,    to_gray,
+                                         solarize,       gray_sum,     blur_y, blur_x, normalize, V::stream_end};
 };
 
 }  // namespace fastcl

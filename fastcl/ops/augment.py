@@ -3,7 +3,7 @@ r"""Fused augmentation: draw a table of parameters, then apply it in one pass; k
 A **recipe** says what may happen (:data:`RECIPE_NAMES`: ranges and probabilities), :func:`augment_sample` draws one row
 of :data:`PARAM_NAMES` per image from it, and :func:`augment_apply` is a pure function of images and rows::
 
-    crop, antialiased resize, flips -> warp -> colour jitter in the row's order -> grayscale -> blur -> normalise
+    crop, antialiased resize, flips -> warp -> colour jitter in the row's order -> grayscale -> blur -> solarize -> normalise
 
 Each stage computes what torchvision's tensor functional of the same parameters computes on float images. Values stay
 float32 between the stages where torchvision rounds uint8 images after each: the result is nearer to exact arithmetic.
@@ -29,6 +29,7 @@ PARAM_NAMES = (
     *(f"color_op_{i}" for i in range(4)),  # an index into COLOR_OPS
     *("brightness", "contrast", "saturation", "hue", "grayscale"),
     *("blur_sigma", "blur_radius_x", "blur_radius_y"),  # sigma 0: no blur
+    *("solarize", "solarize_threshold"),  # of values from 0 to 1: these and larger ones are inverted
 )
 COLOR_OPS = ("none", "brightness", "contrast", "saturation", "hue")
 CROPS = ("whole", "random", "center")
@@ -48,6 +49,7 @@ RECIPE_NAMES = (
     *("saturation_min", "saturation_max", "hue_min", "hue_max"),
     "grayscale_p",
     *("blur_p", "blur_sigma_min", "blur_sigma_max", "blur_radius_x", "blur_radius_y"),  # radius -1: ceil(4 sigma)
+    *("solarize_p", "solarize_threshold"),
 )
 # A recipe that does nothing.
 IDENTITY_RECIPE = {
@@ -69,7 +71,8 @@ _CROP_TRIES = 10
 _CROP_AREA, _CROP_RATIO, _CROP_TOP, _CROP_LEFT = range(4)  # of the first try; + 4 for each later one
 _HFLIP, _VFLIP, _GRAYSCALE, _BLUR, _BLUR_SIGMA, _JITTER, _ORDER = range(40, 47)  # _ORDER: and the two after it
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _WARP, _ANGLE, _SHIFT_X, _SHIFT_Y, _ZOOM, _SHEAR_X, _SHEAR_Y = range(49, 60)
-_DRAWS = 60
+_SOLARIZE = 60
+_DRAWS = 64
 
 
 def augment_sample(
@@ -373,6 +376,7 @@ def _sample_reference(
     ]
     columns = [top, left, h, w, hflip, vflip, *matrix, *order.unbind(1), *factors, u[:, _GRAYSCALE] < r.grayscale_p]
     columns += [torch.where(blur, value, 0.0) for value in (sigma, *radii)]
+    columns += [u[:, _SOLARIZE] < r.solarize_p, torch.full_like(sigma, r.solarize_threshold)]
     return torch.stack([column.to(torch.float32) for column in columns], dim=1)
 
 
@@ -419,6 +423,7 @@ def _check_rows(params: Tensor, images: Tensor, height: int, width: int) -> None
         "grayscale": whole("grayscale", 0, 1 if color else 0),
         "blur_radius_x": whole("blur_radius_x", 0, width - 1),
         "blur_radius_y": whole("blur_radius_y", 0, height - 1),
+        "solarize": whole("solarize", 0, 1),
     }
     bad = ~torch.stack([valid[name] for name in PARAM_NAMES], dim=1)
     if bad.any():
@@ -539,6 +544,8 @@ def _apply_out_reference(
         value = _color(value, p, bound)
         if p.blur_sigma > 0:
             value = _blur(value, p)
+        if p.solarize:  # just below the threshold lies what float's noise alone keeps from it
+            value = torch.where(value >= (p.solarize_threshold - 2.0**-18) * bound, bound - value, value)
         value = value * (1 / bound)
         if mean:
             center, spread = (torch.tensor(v, dtype=working, device=images.device)[:, None, None] for v in (mean, std))

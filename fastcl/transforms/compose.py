@@ -62,7 +62,7 @@ class Pass:
 
     def take_crop(self, size: Callable[[Size], Size]) -> bool:
         """Takes the crop or resize: only flips may have gone before."""
-        if not self.take("crop", ("warp", "jitter", "grayscale", "blur", "normalize")):
+        if not self.take("crop", ("warp", "jitter", "grayscale", "blur", "solarize", "normalize")):
             return False
         self.recipe |= {f"{name}_at": float(FLIP_AT.index("before_crop")) for name in ("hflip", "vflip")}
         self.size = size
