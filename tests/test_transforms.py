@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 import pickle
@@ -280,11 +281,60 @@ def test_names_arguments_and_defaults_are_torchvision_s():
             assert got[argument].default == parameter.default, (name, argument)
 
 
-def test_simclr_s_arguments_are_lightly_s():
-    lightly = pytest.importorskip("lightly.transforms", reason="lightly, the peer, is absent")
-    want, got = (inspect.signature(c.__init__).parameters for c in (lightly.SimCLRTransform, T.SimCLRTransform))
+LIGHTLY = ["SimCLR", "MoCoV1", "MoCoV2", "BYOL", "BYOLView1", "BYOLView2", "DINO"]
+
+
+@pytest.mark.parametrize("name", LIGHTLY)
+def test_arguments_are_lightly_s(name):
+    transforms = pytest.importorskip("lightly.transforms", reason="lightly, the peer, is absent")
+    theirs = {
+        "MoCoV1": "moco_transform",
+        "BYOLView1": "byol_transform",
+        "BYOLView2": "byol_transform",
+        "MoCoV2": "moco_transform",
+    }.get(name)
+    owner = importlib.import_module(f"lightly.transforms.{theirs}") if theirs else transforms
+    name += "Transform"
+    want, got = (inspect.signature(getattr(c, name).__init__).parameters for c in (owner, T))
     assert list(got)[: len(want)] == list(want)
     assert all(got[name].default == parameter.default for name, parameter in want.items())
+
+
+@pytest.mark.parametrize("kind", [T.MoCoV1Transform, T.MoCoV2Transform, T.BYOLTransform])
+def test_two_views(backend, kind):
+    if kind is T.BYOLTransform:
+        t = kind(T.BYOLView1Transform(16, seed=1), T.BYOLView2Transform(16, seed=1))
+    else:
+        t = kind(16, seed=1)
+    images = noise(4)
+    first, second = t(images, index=torch.arange(4))
+    assert first.shape == second.shape == (4, 3, 16, 16)
+    assert not torch.equal(first, second)
+    assert torch.equal(t(images, index=torch.arange(4))[1], second)
+    counted = t(images)  # numbers 0 to 3 in every group
+    assert torch.equal(counted[0], first)
+    assert torch.equal(counted[1], second)
+    assert not torch.equal(t(images)[1], second)
+
+
+def test_dino_s_views_are_of_two_sizes(backend):
+    t, images, index = T.DINOTransform(16, (0.4, 1.0), 8, n_local_views=3, seed=1), noise(4), torch.arange(4)
+    views = t(images, index=index)
+    assert [view.shape[-1] for view in views] == [16, 16, 8, 8, 8]
+    assert len(torch.stack(views[2:]).flatten(1).unique(dim=0)) == 3
+    assert all(len(plan.passes) == 1 for plan, _ in t.groups)
+    areas = [plan.sample(500, (40, 40))[:, 2:4].prod(1) / 1600 for plan, _ in t.groups]
+    assert areas[0].min() > 0.37  # sides are rounded
+    assert areas[2].max() < 0.43
+    solarized = [plan.sample(500, (40, 40))[:, T.PARAM_NAMES.index("solarize")].mean() for plan, _ in t.groups]
+    assert solarized[0] == solarized[2] == 0
+    assert abs(solarized[1] - 0.2) < 0.1  # 5 standard deviations
+    buffers = [torch.zeros_like(view) for view in views]
+    assert all(a is b for a, b in zip(t(images, index=index, out=buffers), buffers, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(views, buffers, strict=True))
+    with pytest.raises(ValueError, match="out must have 5 tensors, got 4"):
+        t(images, out=buffers[1:])
+    assert repr(t).startswith("DINOTransform(1 view of Compose(")
 
 
 DETERMINISTIC = {

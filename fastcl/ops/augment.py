@@ -3,7 +3,8 @@ r"""Fused augmentation: draw a table of parameters, then apply it in one pass; k
 A **recipe** says what may happen (:data:`RECIPE_NAMES`: ranges and probabilities), :func:`augment_sample` draws one row
 of :data:`PARAM_NAMES` per image from it, and :func:`augment_apply` is a pure function of images and rows::
 
-    crop, antialiased resize, flips -> warp -> colour jitter in the row's order -> grayscale -> blur -> solarize -> normalise
+    crop, antialiased resize, flips -> warp -> colour jitter in the row's order -> grayscale -> blur -> solarize
+    -> normalise
 
 Each stage computes what torchvision's tensor functional of the same parameters computes on float images. Values stay
 float32 between the stages where torchvision rounds uint8 images after each: the result is nearer to exact arithmetic.

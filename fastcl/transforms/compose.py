@@ -201,21 +201,29 @@ class Compose:
         return self._views(images, [view], index, epoch, None if out is None else [out])[0]
 
     def views(
-        self, images: Any, count: int, index: Any = None, epoch: int = 0, *, out: Sequence[Tensor] | None = None
+        self,
+        images: Any,
+        count: int,
+        index: Any = None,
+        epoch: int = 0,
+        *,
+        first: int = 0,
+        out: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """Several views of every image: what calls with view = 0, 1, ... would give for one index.
+        """Several views of every image: what calls with view = first, first + 1, ... would give for one index.
 
         Args:
             images: as in a call.
             count: of the views.
             index: as in a call.
             epoch: as in a call.
+            first: the first view's number.
             out: one tensor for each view, as in a call.
 
         Returns:
             ``count`` tensors, as of a call.
         """
-        return self._views(images, range(count), index, epoch, out)
+        return self._views(images, range(first, first + count), index, epoch, out)
 
     def sample(self, index: Any, size: Size, epoch: int = 0, view: int = 0) -> Tensor:
         """The params table that a call draws.
