@@ -296,7 +296,8 @@ def test_arguments_are_lightly_s(name):
     owner = importlib.import_module(f"lightly.transforms.{theirs}") if theirs else transforms
     name += "Transform"
     want, got = (inspect.signature(getattr(c, name).__init__).parameters for c in (owner, T))
-    assert list(got)[: len(want)] == list(want)
+    mine = [argument for argument in got if argument != "kernel_size"]  # which lightly had up to 1.5
+    assert mine[: len(want)] == list(want)
     assert all(got[name].default == parameter.default for name, parameter in want.items())
 
 

@@ -119,7 +119,7 @@ class SimCLRTransform(MultiViewTransform):
         min_scale: least area of the crop, as a share of the image's.
         random_gray_scale: probability of grayscale.
         gaussian_blur: probability of blur.
-        kernel_size: has no effect (as in lightly, where it is deprecated).
+        kernel_size: has no effect (as in lightly up to 1.5, where it is deprecated).
         sigmas: range of the blur's standard deviation, in pixels.
         vf_prob: probability of a vertical flip.
         hf_prob: probability of a horizontal flip.

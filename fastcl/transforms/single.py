@@ -410,7 +410,8 @@ class RandomSolarize(Transform):
         if not plan.take("solarize", ("normalize",)):
             return False
         unit = 255.0 if self.threshold > 1 else 1.0
-        plan.recipe |= {"solarize_p": p * self.p, "solarize_threshold": self.threshold / unit}
+        if p * self.p > 0:
+            plan.recipe |= {"solarize_p": p * self.p, "solarize_threshold": self.threshold / unit}
         return True
 
 
