@@ -1,6 +1,7 @@
 """Images/s of whole pipelines, drawing included: fastcl, its reference, and peers that draw for each image.
 
-All run on one thread, as in a DataLoader's worker, but "fastcl_all_threads". Every call gives a new tensor.
+All run on one thread, as in a DataLoader's worker, but "fastcl_all_threads". Every call gives a new tensor, but
+"fastcl_out", which writes into the same one again.
 
 a: 256 x 32x32x3 -> 32, SimCLR     b: 256 x 28x28x1 -> 28, crop, flip, rotation     c: 64 x 256x256x3 -> 224, SimCLR
 """
@@ -48,6 +49,12 @@ def of_fastcl(_: Any, images: Tensor, out: int, taps: int) -> Callable[[], Any]:
     return lambda: batch(images)
 
 
+def of_fastcl_out(_: Any, images: Tensor, out: int, taps: int) -> Callable[[], Any]:
+    batch = transforms.Compose(steps(transforms, images.shape[1], out, taps), seed=0)
+    result = batch(images)
+    return lambda: batch(images, out=result)
+
+
 def of_torchvision(load: Callable[[str], ModuleType], images: Tensor, out: int, taps: int) -> Callable[[], Any]:
     v2 = load("torchvision.transforms.v2")
     each = v2.Compose(steps(v2, images.shape[1], out, taps))
@@ -79,6 +86,7 @@ def of_kornia(load: Callable[[str], ModuleType], images: Tensor, out: int, taps:
 
 IMPLEMENTATIONS = {
     "fastcl": (of_fastcl, "native"),
+    "fastcl_out": (of_fastcl_out, "native"),
     "fastcl_all_threads": (of_fastcl, "native"),
     "fastcl_reference": (of_fastcl, "reference"),
     "torchvision": (of_torchvision, "auto"),

@@ -31,6 +31,7 @@ EVERYTHING = {
     **{"saturation_min": 0.2, "saturation_max": 1.8, "hue_min": -0.2, "hue_max": 0.2, "grayscale_p": 0.2},
     **{"blur_p": 0.5, "blur_sigma_min": 0.1, "blur_sigma_max": 2},
 }
+SOLARIZE = {"solarize_p": 0.5, "solarize_threshold": 0.5}  # apart: its step turns noise of 1e-7 into whole levels
 SIZES = {  # images, output
     "digits": ((28, 28), (28, 28)),
     "shrink": ((97, 131), (64, 50)),
@@ -92,7 +93,10 @@ def test_philox_gives_the_published_numbers(counter, key, want):
 def test_native_draws_the_reference_s_bits(size, seed):
     require_native()
     index = torch.cat([torch.arange(3000), torch.tensor([2**32 - 1, 2**32, 2**62, -1])])
-    for entries in (EVERYTHING, {**EVERYTHING, "hflip_at": 0, "vflip_at": 2, "center_given": 1, "center_x": 3}):
+    for entries in (
+        {**EVERYTHING, **SOLARIZE},
+        {**EVERYTHING, "hflip_at": 0, "vflip_at": 2, "center_given": 1, "center_x": 3},
+    ):
         arguments = {"seed": seed, "epoch": 2**32 - 1, "view": 65535, "size": size[0], "out_size": size[1]}
         native = augment_sample(recipe(**entries), index, **arguments)
         with fastcl.use_backend("reference"):
@@ -223,6 +227,15 @@ def test_half_outputs_are_the_float_output_rounded(backend, dtype):
     assert torch.equal(augment_apply(images, params, (8, 8), dtype=dtype, **arguments), single.to(dtype))
 
 
+def test_out_is_written_in_place(backend):
+    images = noise(4, 3, (16, 20))
+    params = augment_sample(recipe(**EVERYTHING), torch.arange(4), seed=1, size=(16, 20), out_size=(8, 9))
+    for dtype in (torch.uint8, torch.float32, torch.bfloat16):
+        out = torch.zeros(4, 3, 8, 9, dtype=dtype)
+        assert augment_apply(images, params, (8, 9), out=out) is out
+        assert torch.equal(out, augment_apply(images, params, (8, 9), dtype=dtype))
+
+
 def test_normalisation(backend):
     images = noise(2, 3, (5, 6))
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -233,6 +246,22 @@ def test_normalisation(backend):
     )  # values up to 2.7, each of three steps rounds once
     one = augment_apply(images, row((5, 6)).expand(2, -1), (5, 6), dtype=torch.float32, mean=[0.5], std=[0.25])
     torch.testing.assert_close(one, (images / 255 - 0.5) / 0.25, rtol=0, atol=5e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
+def test_solarize_comes_after_blur(backend, dtype):
+    images = noise(2, 3, (11, 13))
+    blur = {"blur_sigma": 1.5, "blur_radius_x": 3, "blur_radius_y": 2}
+    plain = augment_apply(images, row((11, 13), **blur).expand(2, -1), (11, 13), dtype=torch.float32)
+    params = row((11, 13), **blur, solarize=1, solarize_threshold=0.4).expand(2, -1)
+    arguments = {} if dtype == torch.uint8 else {"mean": [0.2], "std": [0.5]}
+    got = augment_apply(images, params, (11, 13), dtype=dtype, **arguments)
+    want = torch.where(plain >= 0.4, 1 - plain, plain)
+    assert 0.1 < (plain >= 0.4).float().mean() < 0.9
+    if dtype == torch.uint8:
+        check(got, want * 255, 0.5001)
+    else:  # values up to 1.6, whose half a unit in bfloat16 is 2^-8
+        check(got, (want - 0.2) / 0.5, 2e-6 if dtype == torch.float32 else 2.0**-8)
 
 
 def test_perspective_and_degenerate_maps(backend):
@@ -280,6 +309,10 @@ def code(name: str) -> int:
     return COLOR_OPS.index(name)
 
 
+def solarize_at(image: Tensor) -> float:
+    return 128 if image.dtype == torch.uint8 else 127.9 / 255
+
+
 # name: (columns, what torchvision does, levels that uint8 may differ by). Where torchvision's uint8 cuts off, so do we;
 # floor(t + d) and floor(t) differ by at most 1 for |d| < 1: d is float noise (brightness), (1 - f) times the cut off
 # part of a gray (contrast, saturation), 0.999 of x (hue: torchvision takes floor(255.999 x)). Where both round to
@@ -296,6 +329,7 @@ OPS = {
     "hue": ({"color_op_0": code("hue"), "hue": 0.2}, lambda F, x: F.adjust_hue(x, 0.2), 1),
     "hue_back": ({"color_op_0": code("hue"), "hue": -0.37}, lambda F, x: F.adjust_hue(x, -0.37), 1),
     "hue_half": ({"color_op_0": code("hue"), "hue": 0.5}, lambda F, x: F.adjust_hue(x, 0.5), 1),
+    "solarize": ({"solarize": 1, "solarize_threshold": 128 / 255}, lambda F, x: F.solarize(x, solarize_at(x)), 0),
     "grayscale": ({"grayscale": 1}, lambda F, x: F.rgb_to_grayscale(x, x.shape[0]), 1),
 }
 
@@ -528,6 +562,7 @@ BAD_ROWS = {
     "empty_crop": ({"crop_width": 0}, "crop_width = 0"),
     "too_wide": ({"crop_width": 8}, "crop_width = 8"),
     "half_pixel": ({"crop_height": 4, "crop_top": 0.5}, "crop_top = 0.5"),
+    "solarize": ({"solarize": 0.5}, "solarize = 0.5"),
     "unknown_op": ({"color_op_1": 5}, "color_op_1 = 5"),
     "half_op": ({"color_op_1": 1.5}, "color_op_1 = 1.5"),
     "negative_factor": ({"contrast": -0.1}, "contrast = -0.1"),
@@ -594,8 +629,8 @@ BAD = {
     "empty": ((IMAGES[:, :, :0], PARAMS, (4, 4)), {}, ValueError, "not 0"),
     "integers": ((IMAGES.int(), PARAMS, (4, 4)), {}, TypeError, "got torch.int32"),
     "list": (([1], PARAMS, (4, 4)), {}, TypeError, "got list"),
-    "rows": ((IMAGES, PARAMS[:1], (4, 4)), {}, ValueError, r"params must be \[2, 27\], got \[1, 27\]"),
-    "columns": ((IMAGES, PARAMS[:, :5], (4, 4)), {}, ValueError, r"params must be \[2, 27\], got \[2, 5\]"),
+    "rows": ((IMAGES, PARAMS[:1], (4, 4)), {}, ValueError, r"params must be \[2, 29\], got \[1, 29\]"),
+    "columns": ((IMAGES, PARAMS[:, :5], (4, 4)), {}, ValueError, r"params must be \[2, 29\], got \[2, 5\]"),
     "double": ((IMAGES, PARAMS.double(), (4, 4)), {}, TypeError, "params must be a float32 Tensor"),
     "size": ((IMAGES, PARAMS, (0, 4)), {}, ValueError, "sides must be from 1"),
     "huge": ((IMAGES, PARAMS, (4, 2**40)), {}, ValueError, "sides must be from 1"),
@@ -604,6 +639,20 @@ BAD = {
     "mean": ((IMAGES, PARAMS, (4, 4)), {"mean": [0.5]}, ValueError, "given together"),
     "std": ((IMAGES, PARAMS, (4, 4)), {"mean": [0.5], "std": [0.0]}, ValueError, "std must be finite and not 0"),
     "bytes": ((IMAGES, PARAMS, (4, 4)), {"mean": [0.5], "std": [1.0]}, TypeError, "floating dtype"),
+    "out_list": ((IMAGES, PARAMS, (4, 4)), {"out": [1]}, TypeError, "out must be a Tensor, got list"),
+    "out_shape": (
+        (IMAGES, PARAMS, (4, 5)),
+        {"out": torch.zeros(2, 3, 5, 4)},
+        ValueError,
+        r"out must be contiguous \[2, 3, 4, 5\] of torch.float32 on cpu, got \[2, 3, 5, 4\]",
+    ),
+    "out_strided": ((IMAGES, PARAMS, (4, 5)), {"out": torch.zeros(2, 3, 5, 4).mT}, ValueError, "got strided"),
+    "out_dtype": (
+        (IMAGES, PARAMS, (4, 4)),
+        {"out": torch.zeros(2, 3, 4, 4), "dtype": torch.uint8},
+        ValueError,
+        "of torch.uint8",
+    ),
     "dtype": ((IMAGES, PARAMS, (4, 4)), {"dtype": torch.int32}, TypeError, "dtype must be"),
 }
 
@@ -634,7 +683,7 @@ def test_bad_streams(backend, changes, kind, message):
 def test_the_kernel_itself_refuses_what_does_not_fit():
     require_native()
     apply, tail = torch.ops.fastcl.augment_apply, ("nearest", [], [], [], torch.uint8)
-    with pytest.raises(RuntimeError, match=r"params must be \[2, 27\]"):
+    with pytest.raises(RuntimeError, match=r"params must be \[2, 29\]"):
         apply(IMAGES, PARAMS[:1], 4, 4, *tail)
     with pytest.raises(RuntimeError, match="images must be uint8 or float32"):
         apply(IMAGES.bfloat16(), PARAMS, 4, 4, *tail)
@@ -642,6 +691,9 @@ def test_the_kernel_itself_refuses_what_does_not_fit():
         apply(IMAGES, PARAMS, -1, 4, *tail)
     with pytest.raises(RuntimeError, match="fill must have 1 or 3 values"):
         apply(IMAGES, PARAMS, 4, 4, "nearest", [1.0, 2.0], [], [], torch.uint8)
+    for out in (torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 4, 4).mT, torch.zeros(4)):
+        with pytest.raises(RuntimeError, match="out must be"):
+            torch.ops.fastcl.augment_apply_out(IMAGES, PARAMS, *tail[:-1], out)
     with pytest.raises(RuntimeError, match="recipe must be"):
         torch.ops.fastcl.augment_sample(torch.zeros(3).double(), torch.arange(2), 0, 0, 0, 4, 4, 4, 4)
 
@@ -663,6 +715,8 @@ def test_opcheck(namespace):
     images, params = noise(3, 3, (12, 10)), ops.augment_sample(*sample)
     for tail in (("nearest", [], [], [], torch.uint8), ("bilinear", [1.0], [0.5], [0.5], torch.bfloat16)):
         torch.library.opcheck(ops.augment_apply.default, (images, params, 8, 8, *tail))
+        out = torch.zeros(3, 3, 8, 8, dtype=tail[-1])
+        torch.library.opcheck(ops.augment_apply_out.default, (images, params, *tail[:-1], out))
 
 
 def test_compiles_without_graph_breaks(backend):
@@ -676,6 +730,27 @@ def test_compiles_without_graph_breaks(backend):
     compiled = torch.compile(views, fullgraph=True, backend="aot_eager")
     arguments = noise(3, 3, (12, 10)), torch.arange(3)
     assert torch.equal(compiled(*arguments), views(*arguments))
+
+    def into(images: Tensor, params: Tensor, out: Tensor) -> Tensor:
+        return augment_apply(images, params, (8, 8), out=out) + 1
+
+    params = augment_sample(recipe_, torch.arange(3), seed=1, size=(12, 10), out_size=(8, 8))
+    out, compiled = torch.zeros(3, 3, 8, 8), torch.compile(into, fullgraph=True, backend="aot_eager")
+    want = augment_apply(arguments[0], params, (8, 8), dtype=torch.float32)
+    assert torch.equal(compiled(arguments[0], params, out), want + 1)
+    assert torch.equal(out, want)
+
+
+def test_a_large_output_has_the_bits_of_small_ones():
+    """Large outputs are written past the caches; widths of 223 leave rows that are not aligned for that."""
+    for side in (224, 223):
+        images = noise(29, 3, (40, 50))
+        params = augment_sample(recipe(**EVERYTHING), torch.arange(29), seed=3, size=(40, 50), out_size=(side, side))
+        whole = augment_apply(images, params, (side, side), dtype=torch.float32)
+        assert whole.numel() * 4 > 16 << 20
+        for i in range(0, 29, 4):
+            one = augment_apply(images[i : i + 1], params[i : i + 1], (side, side), dtype=torch.float32)
+            assert torch.equal(whole[i], one[0])
 
 
 def test_the_same_bits_on_any_number_of_threads():

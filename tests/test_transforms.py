@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 import pickle
@@ -175,6 +176,33 @@ def test_several_passes_where_the_order_needs_them(backend, steps, passes):
     assert torch.equal(t(images, index=torch.arange(16)), want)
 
 
+@pytest.mark.parametrize("steps", [[CROP, JITTER], [JITTER, JITTER]], ids=["one_pass", "two_passes"])
+def test_results_go_where_they_are_told(backend, steps):
+    images, index = noise(4), torch.arange(4)
+    t = T.Compose([*steps, NORM], seed=5)
+    want = t.views(images, 2, index)
+    buffers = [torch.zeros_like(view) for view in want]
+    for got, into, view in zip(t.views(images, 2, index, out=buffers), buffers, want, strict=True):
+        assert got is into
+        assert torch.equal(got, view)
+    one = torch.zeros_like(want[0][0])
+    assert t(images[1], index=1, out=one) is one
+    assert torch.equal(one, want[0][1])
+    with pytest.raises(ValueError, match="one tensor for each of 2 views, got 1"):
+        t.views(images, 2, index, out=buffers[:1])
+
+
+def test_a_solarize_threshold_above_1_is_of_bytes(backend):
+    images = noise(4)
+    for steps, unit in (([T.RandomSolarize(100, 1.0)], 1), ([NORM, T.RandomSolarize(100, 1.0)], None)):
+        t = T.Compose(steps, seed=0)
+        assert len(t.passes) == (1 if unit else 2)
+        if unit:
+            assert torch.equal(t(images), torch.where(images >= 100, 255 - images, images))
+    unit = T.Compose([T.ToDtype(torch.float32, scale=True), T.RandomSolarize(0.4, 1.0)])(images)
+    torch.testing.assert_close(unit, torch.where(images >= 102, 255 - images, images) / 255, rtol=0, atol=1e-6)
+
+
 def test_two_transforms_of_one_kind_draw_apart():
     t = T.Compose([JITTER, JITTER], seed=5)
     table = dict(zip(t.param_names, t.sample(50, (8, 8)).unbind(1), strict=True))
@@ -253,11 +281,61 @@ def test_names_arguments_and_defaults_are_torchvision_s():
             assert got[argument].default == parameter.default, (name, argument)
 
 
-def test_simclr_s_arguments_are_lightly_s():
-    lightly = pytest.importorskip("lightly.transforms", reason="lightly, the peer, is absent")
-    want, got = (inspect.signature(c.__init__).parameters for c in (lightly.SimCLRTransform, T.SimCLRTransform))
-    assert list(got)[: len(want)] == list(want)
+LIGHTLY = ["SimCLR", "MoCoV1", "MoCoV2", "BYOL", "BYOLView1", "BYOLView2", "DINO"]
+
+
+@pytest.mark.parametrize("name", LIGHTLY)
+def test_arguments_are_lightly_s(name):
+    transforms = pytest.importorskip("lightly.transforms", reason="lightly, the peer, is absent")
+    theirs = {
+        "MoCoV1": "moco_transform",
+        "BYOLView1": "byol_transform",
+        "BYOLView2": "byol_transform",
+        "MoCoV2": "moco_transform",
+    }.get(name)
+    owner = importlib.import_module(f"lightly.transforms.{theirs}") if theirs else transforms
+    name += "Transform"
+    want, got = (inspect.signature(getattr(c, name).__init__).parameters for c in (owner, T))
+    mine = [argument for argument in got if argument != "kernel_size"]  # which lightly had up to 1.5
+    assert mine[: len(want)] == list(want)
     assert all(got[name].default == parameter.default for name, parameter in want.items())
+
+
+@pytest.mark.parametrize("kind", [T.MoCoV1Transform, T.MoCoV2Transform, T.BYOLTransform])
+def test_two_views(backend, kind):
+    if kind is T.BYOLTransform:
+        t = kind(T.BYOLView1Transform(16, seed=1), T.BYOLView2Transform(16, seed=1))
+    else:
+        t = kind(16, seed=1)
+    images = noise(4)
+    first, second = t(images, index=torch.arange(4))
+    assert first.shape == second.shape == (4, 3, 16, 16)
+    assert not torch.equal(first, second)
+    assert torch.equal(t(images, index=torch.arange(4))[1], second)
+    counted = t(images)  # numbers 0 to 3 in every group
+    assert torch.equal(counted[0], first)
+    assert torch.equal(counted[1], second)
+    assert not torch.equal(t(images)[1], second)
+
+
+def test_dino_s_views_are_of_two_sizes(backend):
+    t, images, index = T.DINOTransform(16, (0.4, 1.0), 8, n_local_views=3, seed=1), noise(4), torch.arange(4)
+    views = t(images, index=index)
+    assert [view.shape[-1] for view in views] == [16, 16, 8, 8, 8]
+    assert len(torch.stack(views[2:]).flatten(1).unique(dim=0)) == 3
+    assert all(len(plan.passes) == 1 for plan, _ in t.groups)
+    areas = [plan.sample(500, (40, 40))[:, 2:4].prod(1) / 1600 for plan, _ in t.groups]
+    assert areas[0].min() > 0.37  # sides are rounded
+    assert areas[2].max() < 0.43
+    solarized = [plan.sample(500, (40, 40))[:, T.PARAM_NAMES.index("solarize")].mean() for plan, _ in t.groups]
+    assert solarized[0] == solarized[2] == 0
+    assert abs(solarized[1] - 0.2) < 0.1  # 5 standard deviations
+    buffers = [torch.zeros_like(view) for view in views]
+    assert all(a is b for a, b in zip(t(images, index=index, out=buffers), buffers, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(views, buffers, strict=True))
+    with pytest.raises(ValueError, match="out must have 5 tensors, got 4"):
+        t(images, out=buffers[1:])
+    assert repr(t).startswith("DINOTransform(1 view of Compose(")
 
 
 DETERMINISTIC = {
@@ -275,6 +353,7 @@ DETERMINISTIC = {
     "hue": ("ColorJitter", (), {"hue": (0.3, 0.3)}),
     "gray": ("RandomGrayscale", (1.0,), {}),
     "blur": ("GaussianBlur", ((5, 3), 1.3), {}),
+    "solarize": ("RandomSolarize", (0.3, 1.0), {}),
     "normalize": ("Normalize", ([0.4], [0.3]), {}),
 }
 
@@ -367,6 +446,7 @@ BAD = {
     "even": (lambda: T.GaussianBlur(4), ValueError, "kernel_size must be odd"),
     "sigma": (lambda: T.GaussianBlur(3, 0.0), ValueError, "sigma must be positive"),
     "nan": (lambda: T.GaussianBlur(3, (0.1, math.nan)), ValueError, "sigma must be two finite"),
+    "threshold": (lambda: T.RandomSolarize(math.inf), ValueError, "threshold must be finite"),
     "std": (lambda: T.Normalize([0.5], [0.0]), ValueError, "std not 0"),
     "dtype": (lambda: T.ToDtype(torch.int64, scale=True), ValueError, "dtype must be"),
     "images": (lambda: HFLIP([1, 2]), TypeError, "images must be a Tensor or a PIL image, got list"),
@@ -375,7 +455,7 @@ BAD = {
     "index": (lambda: HFLIP(noise(3), index=torch.arange(2)), ValueError, "one number for each of 3 images, got 2"),
     "small": (lambda: T.CenterCrop(50)(noise(1)), ValueError, "size must not be above the image's"),
     "blur": (lambda: T.GaussianBlur(49)(noise(1)), RuntimeError, "blur_radius_x = 24"),
-    "params": (lambda: pipeline().apply(noise(1), torch.zeros(1, 3)), ValueError, r"params must be \[B, 27\]"),
+    "params": (lambda: pipeline().apply(noise(1), torch.zeros(1, 3)), ValueError, r"params must be \[B, 29\]"),
 }
 
 

@@ -1,6 +1,7 @@
 // Augmentation in two ops: a recipe and a sample number give one row of parameters, a row and an image give a view.
 //
-//   crop, antialiased resize, flips -> warp -> colour jitter in the row's order -> grayscale -> blur -> normalise
+//   crop, antialiased resize, flips -> warp -> colour jitter in the row's order -> grayscale -> blur -> solarize ->
+//   normalise
 //
 // A stage whose parameters say "identity" is skipped. Values stay float32 between the stages.
 #pragma once
@@ -24,6 +25,8 @@ struct AugmentParams {
   float grayscale;                         // 0 or 1
   float blur_sigma;                        // pixels; 0: no blur
   float blur_radius_x, blur_radius_y;      // pixels; the kernel has 2 radius + 1 taps
+  float solarize;                          // 0 or 1
+  float solarize_threshold;                // of values from 0 to 1: these and larger ones are inverted
 };
 constexpr int64_t kParams = sizeof(AugmentParams) / sizeof(float);
 
@@ -45,6 +48,7 @@ struct AugmentRecipe {
   double grayscale_p;
   double blur_p, blur_sigma_min, blur_sigma_max;
   double blur_radius_x, blur_radius_y;  // -1: ceil(4 sigma)
+  double solarize_p, solarize_threshold;
 };
 constexpr int64_t kRecipe = sizeof(AugmentRecipe) / sizeof(double);
 

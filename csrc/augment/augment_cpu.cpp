@@ -1,10 +1,11 @@
 #include <algorithm>
 #include <cmath>
-#include <type_traits>
-#include <vector>
+#include <cstring>
 
 #include "augment/augment.h"
 #include "augment/augment_math.h"
+#include "augment/augment_rows.h"
+#include "common/buffer.h"
 #include "common/float_types.h"
 #include "common/parallel.h"
 #include "common/portable.h"
@@ -12,129 +13,38 @@
 namespace fastcl {
 namespace {
 
-constexpr float kLuma[] = {0.2989f, 0.587f, 0.114f};
+const AugmentRows& augment_rows() {
+  static const AugmentRows& rows = *[] {
+    for (const auto rows_of : {augment_rows_avx512, augment_rows_avx2})
+      if (const AugmentRows* found = rows_of()) return found;
+    return augment_rows_portable();
+  }();
+  return rows;
+}
 
 // ------------------------------------------------------------------------------------------------------ rows
-// What is done to every pixel, a row at a time: plain loops over contiguous floats.
+// What is left to the compiler: plain loops, a row at a time.
 
-// out = weight0 * in0 + weight1 * in1, added to what is there or not
-template <class Pixel>
-FASTCL_INLINE void blend_loop(const Pixel* in0, const Pixel* in1, float weight0, float weight1, bool add, int64_t n,
-                              float* __restrict out) {
-  if (add)
-    for (int64_t i = 0; i < n; ++i) out[i] += weight0 * float(in0[i]) + weight1 * float(in1[i]);
+// One row of pixels into its planes, `pitch` apart.
+FASTCL_INLINE void split_loop(const float* in, int64_t channels, int64_t n, float* __restrict out, int64_t pitch) {
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t i = 0; i < n; ++i) out[c * pitch + i] = in[i * channels + c];
+}
+FASTCL_MULTIVERSION void split_channels(const float* in, int64_t channels, int64_t n, float* __restrict out,
+                                        int64_t pitch) {
+  if (channels == 3)
+    split_loop(in, 3, n, out, pitch);
   else
-    for (int64_t i = 0; i < n; ++i) out[i] = weight0 * float(in0[i]) + weight1 * float(in1[i]);
+    split_loop(in, channels, n, out, pitch);
 }
-FASTCL_MULTIVERSION void blend(const uint8_t* in0, const uint8_t* in1, float weight0, float weight1, bool add,
-                               int64_t n, float* __restrict out) {
-  blend_loop(in0, in1, weight0, weight1, add, n, out);
-}
-FASTCL_MULTIVERSION void blend(const float* in0, const float* in1, float weight0, float weight1, bool add, int64_t n,
-                               float* __restrict out) {
-  blend_loop(in0, in1, weight0, weight1, add, n, out);
-}
-
-// out[i] = sum over t of weight[t * n + i] in[first[i] + t * step]
-FASTCL_MULTIVERSION void gather_taps(const float* in, const int32_t* first, const float* weight, int64_t taps,
-                                     int64_t step, int64_t n, float* __restrict out) {
-  if (taps == 2) {  // enlarging
-    const float* next = in + step;
-    for (int64_t i = 0; i < n; ++i) out[i] = weight[i] * in[first[i]] + weight[n + i] * next[first[i]];
-    return;
-  }
-  for (int64_t i = 0; i < n; ++i) out[i] = weight[i] * in[first[i]];
-  for (int64_t t = 1; t < taps; ++t) {
-    in += step;
-    weight += n;
-    for (int64_t i = 0; i < n; ++i) out[i] += weight[i] * in[first[i]];
-  }
-}
-
-struct Row {
-  float* channel[3];  // [n] each; a gray image has one
-  int64_t channels, n;
-};
 
 FASTCL_INLINE float clamp(float value, float bound) {
   value = value > 0.f ? value : 0.f;
   return value < bound ? value : bound;
 }
 
-// v = clamp(v * factor + add)
-FASTCL_MULTIVERSION void scale_row(float* v, int64_t n, float factor, float add, float bound) {
-  for (int64_t i = 0; i < n; ++i) v[i] = clamp(v[i] * factor + add, bound);
-}
-
-FASTCL_MULTIVERSION void saturate_row(float* __restrict r, float* __restrict g, float* __restrict b, int64_t n,
-                                      float factor, float bound) {
-  for (int64_t i = 0; i < n; ++i) {
-    const float gray = (kLuma[0] * r[i] + kLuma[1] * g[i] + kLuma[2] * b[i]) * (1 - factor);
-    r[i] = clamp(r[i] * factor + gray, bound);
-    g[i] = clamp(g[i] * factor + gray, bound);
-    b[i] = clamp(b[i] * factor + gray, bound);
-  }
-}
-
-// HSV without a division: all of hue's arithmetic is done times the chroma. A channel is
-// most - chroma * clamp(2 - |k - 2|, 0, 1), k = its place on the circle of six, and k * chroma needs no quotient.
-FASTCL_MULTIVERSION void shift_hue_row(float* __restrict r, float* __restrict g, float* __restrict b, int64_t n,
-                                       float shift) {
-  const float turn = shift < 0 ? 6 * shift + 6 : 6 * shift;  // in [0, 6)
-  for (int64_t i = 0; i < n; ++i) {
-    const float red = r[i], green = g[i], blue = b[i];
-    const float high = red > green ? red : green, low = red < green ? red : green;
-    const float most = high > blue ? high : blue, least = low < blue ? low : blue, chroma = most - least;
-    float hue = most == green ? 2 * chroma + (blue - red) : 4 * chroma + (red - green);
-    hue = (most == red ? green - blue : hue) + turn * chroma;  // in [-1, 11) chroma
-    const float circle = 6 * chroma;
-    const float offset[] = {5 * chroma, 3 * chroma, chroma};
-    float out[3];
-    for (int c = 0; c < 3; ++c) {
-      float k = hue + offset[c];  // in [0, 16) chroma
-      k = k >= circle ? k - circle : k;
-      k = k >= circle ? k - circle : k;
-      const float edge = 2 * chroma - std::fabs(k - 2 * chroma);
-      out[c] = most - (edge > 0 ? (edge < chroma ? edge : chroma) : 0.f);
-    }
-    r[i] = out[0];
-    g[i] = out[1];
-    b[i] = out[2];
-  }
-}
-
-FASTCL_MULTIVERSION void gray_row(float* __restrict r, float* __restrict g, float* __restrict b, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) r[i] = g[i] = b[i] = kLuma[0] * r[i] + kLuma[1] * g[i] + kLuma[2] * b[i];
-}
-
-// The sum of the row's gray; lanes, so that the compiler may vectorise.
-FASTCL_MULTIVERSION double gray_sum(const float* r, const float* g, const float* b, int64_t n) {
-  constexpr int kLanes = 16;
-  float lane[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (int l = 0; l < kLanes; ++l) lane[l] += kLuma[0] * r[i + l] + kLuma[1] * g[i + l] + kLuma[2] * b[i + l];
-  double sum = 0;
-  for (; i < n; ++i) sum += kLuma[0] * r[i] + kLuma[1] * g[i] + kLuma[2] * b[i];
-  for (float part : lane) sum += part;
-  return sum;
-}
-
-FASTCL_MULTIVERSION void normalize_row(const float* in, int64_t n, float scale, float mean, float inverse_std,
-                                       float* __restrict out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = (in[i] * scale - mean) * inverse_std;
-}
-
 FASTCL_MULTIVERSION void quantize_row(const float* in, int64_t n, float scale, float offset, uint8_t* __restrict out) {
   for (int64_t i = 0; i < n; ++i) out[i] = uint8_t(int32_t(clamp(in[i] * scale + offset, 255.f)));
-}
-
-FASTCL_MULTIVERSION void add_rows(const float* a, const float* b, float weight, int64_t n, float* __restrict out) {
-  for (int64_t i = 0; i < n; ++i) out[i] += weight * (a[i] + b[i]);
-}
-
-FASTCL_MULTIVERSION void scale_copy(const float* in, float weight, int64_t n, float* __restrict out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = weight * in[i];
 }
 
 // Where the pixels of the output's row `y` come from; all counted from the images' centres. In double and in the order
@@ -158,125 +68,273 @@ FASTCL_MULTIVERSION void source_positions(const double* m, double left, double y
   }
 }
 
-FASTCL_MULTIVERSION void round_to_even(double* v, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) v[i] = std::rint(v[i]);
+// Where the nearest pixels lie in their plane; -1: outside. NaN lies outside.
+FASTCL_MULTIVERSION void nearest_pixels(const double* x, const double* y, int64_t n, double last_x, double last_y,
+                                        int32_t width, int32_t* __restrict from) {
+  for (int64_t i = 0; i < n; ++i) {
+    const double px = std::rint(x[i]), py = std::rint(y[i]);
+    const bool in = (px >= 0) & (px <= last_x) & (py >= 0) & (py <= last_y);
+    from[i] = in ? int32_t(in ? py : 0.0) * width + int32_t(in ? px : 0.0) : -1;
+  }
+}
+
+FASTCL_MULTIVERSION void take_nearest(const float* in, const int32_t* from, int64_t n, float fill,
+                                      float* __restrict out) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float value = in[from[i] < 0 ? 0 : from[i]];
+    out[i] = from[i] < 0 ? fill : value;
+  }
+}
+
+// The four pixels around each position and their weights, [4, n]: 0 outside.
+FASTCL_MULTIVERSION void bilinear_pixels(const double* x, const double* y, int64_t n, double last_x, double last_y,
+                                         int32_t width, int32_t* __restrict from, float* __restrict weight) {
+  for (int64_t k = 0; k < 4; ++k)
+    for (int64_t i = 0; i < n; ++i) {
+      const double left = std::floor(x[i]), upper = std::floor(y[i]);
+      const float right = float(x[i] - left), lower = float(y[i] - upper);  // weights of the far pixels
+      const double px = left + double(k % 2), py = upper + double(k / 2);
+      const bool in = (px >= 0) & (px <= last_x) & (py >= 0) & (py <= last_y);
+      from[k * n + i] = in ? int32_t(in ? py : 0.0) * width + int32_t(in ? px : 0.0) : 0;
+      weight[k * n + i] = in ? (k % 2 ? right : 1 - right) * (k / 2 ? lower : 1 - lower) : 0.f;
+    }
+}
+
+// With a fill, what a position's weights fall short of 1 is the fill's.
+FASTCL_MULTIVERSION void take_bilinear(const float* in, const int32_t* from, const float* weight, int64_t n,
+                                       bool filled, float fill, float* __restrict out) {
+  for (int64_t i = 0; i < n; ++i) {
+    float value = 0, mask = 0;
+    for (int64_t k = 0; k < 4; ++k) {
+      value += weight[k * n + i] * in[from[k * n + i]];
+      mask += weight[k * n + i];
+    }
+    out[i] = filled ? (value - fill) * mask + fill : value;
+  }
 }
 
 // ---------------------------------------------------------------------------------------------------- tables
 
-// Antialiased bilinear resampling along one axis, as torchvision and PIL: a triangle of half width max(in / out, 1).
-struct Axis {
-  int64_t taps = 0;
-  std::vector<int32_t> first;  // [out], the first source sample, times `step`
-  std::vector<float> weight;   // [taps, out]
+int64_t resize_taps(int64_t in, int64_t out) {
+  if (in == out) return 1;  // copied
+  return std::min(in, int64_t(std::ceil(2 * std::max(double(in) / double(out), 1.0))));
+}
 
-  void build(int64_t in, int64_t out, bool flip, int64_t step) {
-    const double scale = double(in) / double(out), support = std::max(scale, 1.0);
-    const auto bounds = [&](int64_t i, double* center) {
-      *center = scale * (double(i) + 0.5);
-      const int64_t begin = std::max<int64_t>(int64_t(*center - support + 0.5), 0);
-      return std::pair(begin, std::min<int64_t>(int64_t(*center + support + 0.5), in));
-    };
-    // A crop of the output's size is copied: each second tap weighs nothing.
-    taps = 1;
-    double center;
-    if (in != out)
-      for (int64_t i = 0; i < out; ++i) {
-        const auto [begin, end] = bounds(i, &center);
-        taps = std::max(taps, end - begin);
-      }
-    first.resize(size_t(out));
-    weight.assign(size_t(taps * out), 0.f);
-    for (int64_t i = 0; i < out; ++i) {
-      const int64_t at = flip ? out - 1 - i : i;
-      if (in == out) {
-        first[size_t(at)] = int32_t(i * step);
-        weight[size_t(at)] = 1;
-        continue;
-      }
-      const auto [begin, end] = bounds(i, &center);
-      const int64_t start = std::min(begin, in - taps);  // all taps lie inside; those that were not asked for weigh 0
-      first[size_t(at)] = int32_t(start * step);
-      double sum = 0;
-      for (int64_t j = begin; j < end; ++j) sum += std::max(0.0, 1 - std::fabs((double(j) - center + 0.5) / support));
-      for (int64_t j = begin; j < end; ++j) {
-        const double w = std::max(0.0, 1 - std::fabs((double(j) - center + 0.5) / support));
-        weight[size_t((j - start) * out + at)] = float(w / sum);
-      }
+// Antialiased bilinear resampling along one axis, as torchvision and PIL: a triangle of half width max(in / out, 1).
+// All taps lie inside; those that the triangle does not reach weigh 0. Outputs beyond `out` repeat the last.
+FASTCL_MULTIVERSION void triangle_taps(int64_t in, int64_t out, bool flip, int64_t taps, int64_t stride,
+                                       int32_t* __restrict first, float* __restrict weight, double* __restrict center,
+                                       double* __restrict sum) {
+  const double scale = double(in) / double(out), support = std::max(scale, 1.0), inverse = 1 / support;
+  const double last = double(in - taps);
+  for (int64_t i = 0; i < stride; ++i) {
+    const int32_t kept = int32_t(i < out ? i : out - 1), at = flip ? int32_t(out) - 1 - kept : kept;
+    center[i] = scale * (double(at) + 0.5);
+    const double start = std::max(center[i] - support + 0.5, 0.0);
+    first[i] = int32_t(start < last ? start : last);
+    center[i] -= 0.5;
+    sum[i] = 0;
+  }
+  if (taps == 1) {
+    for (int64_t i = 0; i < stride; ++i) {
+      first[i] = in == out ? int32_t(center[i]) : first[i];
+      weight[i] = 1;
+    }
+    return;
+  }
+  for (int64_t t = 0; t < taps; ++t) {
+    float* __restrict w = weight + t * stride;
+    for (int64_t i = 0; i < stride; ++i) {
+      const double value = 1 - std::fabs(double(first[i] + int32_t(t)) - center[i]) * inverse;
+      w[i] = float(value > 0 ? value : 0);
+      sum[i] += value > 0 ? value : 0;
     }
   }
+  for (int64_t i = 0; i < stride; ++i) sum[i] = 1 / sum[i];
+  for (int64_t t = 0; t < taps; ++t)
+    for (int64_t i = 0; i < stride; ++i) weight[t * stride + i] = float(double(weight[t * stride + i]) * sum[i]);
+}
+
+// The memory of one axis' taps, for any crop of images of `in_most` pixels.
+struct Axis {
+  Axis(int64_t in_most, int64_t out)
+      : first(row_steps(out)),
+        weight(std::max(std::min<int64_t>(in_most, 2), resize_taps(in_most, out)) * row_steps(out)),
+        center(row_steps(out)),
+        sum(row_steps(out)) {}
+
+  void build(int64_t in, int64_t out, bool flip) {
+    table = {out, row_steps(out), resize_taps(in, out), first.get(), weight.get()};
+    triangle_taps(in, out, flip, table.taps, table.stride, first.get(), weight.get(), center.get(), sum.get());
+  }
+
+  Buffer<int32_t> first;
+  Buffer<float> weight;
+  Buffer<double> center, sum;
+  ResizeTaps table{};
 };
 
-// The half of a Gaussian kernel from the middle out; taps that are below float's precision are left out.
-void gaussian_taps(int64_t radius, double sigma, std::vector<float>* half) {
-  const auto tap = [&](int64_t d) { return std::exp(-double(d * d) / (2 * sigma * sigma)); };
-  double sum = 1;
-  for (int64_t d = 1; d <= radius; ++d) sum += 2 * tap(d);
-  half->clear();
-  for (int64_t d = 0; d <= radius && (d == 0 || tap(d) > 1e-9); ++d) half->push_back(float(tap(d) / sum));
-}
+// A Gaussian kernel; taps below float's precision are left out. Zeros stand around it, as AugmentRows::blur_y wants.
+struct Gaussian {
+  explicit Gaussian(int64_t radius_most) : memory(2 * radius_most + 1 + 2 * kBlurRows) {}
+
+  void build(int64_t radius, double sigma) {
+    const auto tap = [&](int64_t d) { return std::exp(-double(d * d) / (2 * sigma * sigma)); };
+    double sum = 1;
+    reach = 0;
+    for (int64_t d = 1; d <= radius; ++d) {
+      const double value = tap(d);
+      sum += 2 * value;
+      if (!(value > 1e-9)) break;
+      reach = d;
+    }
+    std::memset(memory.get(), 0, size_t(2 * reach + 1 + 2 * kBlurRows) * sizeof(float));
+    weight = memory.get() + kBlurRows;
+    for (int64_t d = 0; d <= reach; ++d) weight[reach - d] = weight[reach + d] = float(tap(d) / sum);
+  }
+
+  Buffer<float> memory;
+  int64_t reach = 0;        // taps on either side of the middle
+  float* weight = nullptr;  // [2 reach + 1]
+};
 
 // ---------------------------------------------------------------------------------------------------- stages
 
-// One thread's buffers: they grow to the largest image seen, so the steady state allocates nothing.
+constexpr int64_t kStreamBytes = 16 << 20;  // float32 outputs of this size or more are written past the caches
+constexpr int64_t kBand = 1024;             // pixels that go through the colour ops together: they stay in L1
+
+// One thread's buffers, for every image of a batch.
 struct Scratch {
-  std::vector<float> image, warped;  // [channels, out_height, out_width]
-  std::vector<float> source_row;  // one output row before the horizontal pass: [channels, width] or [width, channels]
-  std::vector<double> position;   // of one output row's sources: x, then y
-  std::vector<float> padded;      // one row with its reflected ends
-  std::vector<float> line;        // one output row
-  std::vector<float> half_x, half_y;
+  explicit Scratch(const AugmentApply& a)
+      : plane(row_steps(a.out_height * a.out_width) + kRowStep),
+        pitch(row_steps(a.width) + 3 * kRowStep),
+        padded_pitch(row_steps(3 * a.out_width) + 2 * kRowStep),
+        image(a.channels * plane),
+        source_row(a.channels * pitch),
+        pixels(a.channels_last ? row_steps(a.channels * a.width) : 0),
+        line(row_steps(std::max(a.out_width, kBand))),
+        padded(kBlurRows * padded_pitch),
+        axis_x(a.width, a.out_width),
+        axis_y(a.height, a.out_height),
+        kernel_x(a.out_width),
+        kernel_y(a.out_height),
+        blur_rows(a.out_height * 2 + 2 * kBlurRows) {}
+
+  int64_t plane;             // from one channel of `image` to the next
+  int64_t pitch;             // from one channel of `source_row` to the next
+  int64_t padded_pitch;      // from one row of `padded` to the next
+  Buffer<float> image;       // [channels, plane]
+  Buffer<float> source_row;  // one output row before the horizontal pass: [channels, pitch]
+  Buffer<float> pixels;      // the same where the channels come last: [width, channels]
+  Buffer<float> line;        // what is stored as half
+  Buffer<float> padded;      // [kBlurRows, padded_pitch]: rows with their reflected ends
   Axis axis_x, axis_y;
+  Gaussian kernel_x, kernel_y;
+  Buffer<const float*> blur_rows;
+  // Of narrow crops and of warps; made when there is one.
+  Buffer<float> narrow;  // [runs, crop_height, kRowStep] pixels
+  Buffer<float> warped, weight;
+  Buffer<double> position;  // of one output row's sources: x, then y
+  Buffer<int32_t> from;
+  bool narrows = false, warps = false;
+};
+
+// A sweep over the image through colour ops. Contrast needs the mean gray of what is before it, so it starts a new
+// sweep, and the sweep before it sums that up.
+struct Sweep {
+  int begin, end;    // of color_op
+  bool contrast;     // comes first
+  float mean;        // of the gray before the contrast
+  bool sums, last;   // a contrast follows, or nothing
+  double gray = 0;   // summed
+  int64_t done = 0;  // pixels
 };
 
 // One image on its way through the stages.
 class View {
  public:
-  View(const AugmentApply& a, const AugmentParams& p, int64_t number, Scratch* s)
-      : a_(a), p_(p), number_(number), s_(*s), height_(a.out_height), width_(a.out_width), plane_(height_ * width_) {
+  View(const AugmentApply& a, const AugmentRows& rows, const AugmentParams& p, int64_t number, bool stream, Scratch* s)
+      : a_(a),
+        rows_(rows),
+        p_(p),
+        number_(number),
+        s_(*s),
+        height_(a.out_height),
+        width_(a.out_width),
+        pixels_(height_ * width_),
+        stream_(stream),
+        blur_(p.blur_sigma > 0) {
     bound_ = a.image_type == PixelType::kUint8 ? 255.f : 1.f;
   }
 
   void run() {
-    s_.image.resize(size_t(a_.channels * plane_));
+    Sweep sweep = next_sweep(0, 0);
+    const bool warps = !identity_map();
+    // Without a warp, a row's colours are changed while it is in L1.
+    Sweep* follow = warps ? nullptr : &sweep;
     if (a_.image_type == PixelType::kUint8)
-      crop_resize_flip<uint8_t>();
+      crop_resize_flip<uint8_t>(rows_.blend_bytes, follow);
     else
-      crop_resize_flip<float>();
-    if (!identity_map()) warp();
-    color();
-    write();
+      crop_resize_flip<float>(rows_.blend_floats, follow);
+    if (warps) warp();
+    advance(&sweep, pixels_);
+    while (!sweep.last) {
+      sweep = next_sweep(sweep.end + 1, sweep.gray / double(pixels_));
+      advance(&sweep, pixels_);
+    }
+    if (blur_) blur();
   }
 
  private:
-  float* row(int64_t channel, int64_t y) { return s_.image.data() + channel * plane_ + y * width_; }
+  float* channel(int64_t c) { return s_.image.get() + c * s_.plane; }
 
-  template <class Pixel>
-  void crop_resize_flip() {
+  template <class Pixel, class Blend>
+  void crop_resize_flip(Blend blend, Sweep* sweep) {
     const int64_t crop_height = int64_t(p_.crop_height), crop_width = int64_t(p_.crop_width), channels = a_.channels;
+    s_.axis_x.build(crop_width, width_, p_.hflip != 0);
+    s_.axis_y.build(crop_height, height_, p_.vflip != 0);
+    const ResizeTaps &across = s_.axis_x.table, &down = s_.axis_y.table;
     const int64_t step = a_.channels_last ? channels : 1;  // from a pixel to its right neighbour
-    s_.axis_x.build(crop_width, width_, p_.hflip != 0, step);
-    s_.axis_y.build(crop_height, height_, p_.vflip != 0, 1);
+    const int64_t row_pitch = a_.width * step;
     const Pixel* image = static_cast<const Pixel*>(a_.images) + number_ * channels * a_.height * a_.width;
     const Pixel* crop = image + (int64_t(p_.crop_top) * a_.width + int64_t(p_.crop_left)) * step;
     // A crop's row is one run of memory for each channel, or one for all where the channels come last.
-    const int64_t runs = a_.channels_last ? 1 : channels, run = a_.channels_last ? crop_width * channels : crop_width;
-    const int64_t run_pitch = a_.height * a_.width, row_pitch = a_.width * step;
-    s_.source_row.resize(size_t(runs * run));
+    const int64_t runs = a_.channels_last ? 1 : channels, run = crop_width * step;
+    float* blended = a_.channels_last ? s_.pixels.get() : s_.source_row.get();
+    BlendRows<Pixel> rows = {crop,    row_pitch, a_.height * a_.width, nullptr, down.stride, down.taps, runs, run,
+                             blended, s_.pitch};
+    if (run < kRowStep) copy_narrow(crop_height, &rows);
+    const Pixel* top = rows.in;
     for (int64_t y = 0; y < height_; ++y) {
-      for (int64_t t = 0; t < s_.axis_y.taps; t += 2) {
-        const bool pair = t + 1 < s_.axis_y.taps;
-        const float weight0 = s_.axis_y.weight[size_t(t * height_ + y)];
-        const float weight1 = pair ? s_.axis_y.weight[size_t((t + 1) * height_ + y)] : 0.f;
-        const Pixel* in = crop + (s_.axis_y.first[size_t(y)] + t) * row_pitch;
-        for (int64_t c = 0; c < runs; ++c)
-          blend(in + c * run_pitch, in + c * run_pitch + pair * row_pitch, weight0, weight1, t > 0, run,
-                s_.source_row.data() + c * run);
-      }
-      for (int64_t c = 0; c < channels; ++c)
-        gather_taps(s_.source_row.data() + (a_.channels_last ? c : c * run), s_.axis_x.first.data(),
-                    s_.axis_x.weight.data(), s_.axis_x.taps, step, width_, row(c, y));
+      rows.in = top + down.first[y] * rows.pitch;
+      rows.weight = down.weight + y;
+      blend(rows);
+      if (a_.channels_last) split_channels(blended, channels, crop_width, s_.source_row.get(), s_.pitch);
+      rows_.resize(across, s_.source_row.get(), s_.pitch, channels, channel(0) + y * width_, s_.plane);
+      // What the last vector wrote beyond the row, the next row overwrites: it must not be used before.
+      if (sweep && (y + 1) * width_ - sweep->done >= kBand) advance(sweep, (y + 1) * width_ / kRowStep * kRowStep);
     }
+  }
+
+  // Lets the runs of a narrow crop be read a whole vector at a time: not beyond the images, but from a copy.
+  template <class Pixel>
+  void copy_narrow(int64_t crop_height, BlendRows<Pixel>* rows) {
+    if (!s_.narrows) {
+      s_.narrow = Buffer<float>(a_.channels * a_.height * kRowStep);
+      s_.narrows = true;
+    }
+    Pixel* copy = reinterpret_cast<Pixel*>(s_.narrow.get());
+    for (int64_t r = 0; r < rows->runs; ++r)
+      for (int64_t y = 0; y < crop_height; ++y) {
+        const Pixel* in = rows->in + r * rows->run_pitch + y * rows->pitch;
+        Pixel* to = copy + (r * crop_height + y) * kRowStep;
+        std::fill(to, to + kRowStep, Pixel(0));
+        std::copy(in, in + rows->n, to);
+      }
+    rows->in = copy;
+    rows->pitch = kRowStep;
+    rows->run_pitch = crop_height * kRowStep;
+    rows->n = kRowStep;
   }
 
   bool identity_map() const {
@@ -286,152 +344,148 @@ class View {
   }
 
   void warp() {
-    s_.warped.resize(s_.image.size());
-    s_.position.resize(size_t(2 * width_));
-    double *source_x = s_.position.data(), *source_y = source_x + width_;
-    const double middle_x = double(width_ - 1) / 2, middle_y = double(height_ - 1) / 2;
+    if (!s_.warps) {
+      s_.warped = Buffer<float>(a_.channels * s_.plane);
+      s_.weight = Buffer<float>(4 * width_);
+      s_.position = Buffer<double>(2 * width_);
+      s_.from = Buffer<int32_t>(4 * width_);
+      s_.warps = true;
+    }
+    double *source_x = s_.position.get(), *source_y = source_x + width_;
+    const double last_x = double(width_ - 1), last_y = double(height_ - 1);
     double m[9];
     std::copy(p_.map, p_.map + 9, m);
     for (int64_t y = 0; y < height_; ++y) {
-      source_positions(m, -middle_x, double(y) - middle_y, width_, middle_x, middle_y, source_x, source_y);
-      if (a_.nearest) round_to_even(source_x, 2 * width_);
-      for (int64_t x = 0; x < width_; ++x)
+      source_positions(m, -last_x / 2, double(y) - last_y / 2, width_, last_x / 2, last_y / 2, source_x, source_y);
+      const auto pixels = a_.nearest ? nullptr : s_.weight.get();
+      if (a_.nearest)
+        nearest_pixels(source_x, source_y, width_, last_x, last_y, int32_t(width_), s_.from.get());
+      else
+        bilinear_pixels(source_x, source_y, width_, last_x, last_y, int32_t(width_), s_.from.get(), pixels);
+      for (int64_t c = 0; c < a_.channels; ++c) {
+        const float fill = a_.fill ? a_.fill[c] : 0.f;
+        float* out = s_.warped.get() + c * s_.plane + y * width_;
         if (a_.nearest)
-          nearest_pixel(source_x[x], source_y[x], y * width_ + x);
+          take_nearest(channel(c), s_.from.get(), width_, fill, out);
         else
-          bilinear_pixel(source_x[x], source_y[x], y * width_ + x);
+          take_bilinear(channel(c), s_.from.get(), pixels, width_, a_.fill != nullptr, fill, out);
+      }
     }
     std::swap(s_.image, s_.warped);
   }
 
-  // Written so that NaN lies outside.
-  bool inside(double x, double y) const {
-    return x >= 0 && x <= double(width_ - 1) && y >= 0 && y <= double(height_ - 1);
+  Sweep next_sweep(int begin, double mean) const {
+    int end = begin;
+    while (end < 4 && int(p_.color_op[end]) != kContrast) ++end;
+    return {begin, end, begin > 0, float(mean), end < 4, end == 4};
   }
 
-  void nearest_pixel(double x, double y, int64_t at) {
-    const bool in = inside(x, y);
-    const int64_t from = in ? int64_t(y) * width_ + int64_t(x) : 0;
-    for (int64_t c = 0; c < a_.channels; ++c)
-      s_.warped[size_t(c * plane_ + at)] = in ? s_.image[size_t(c * plane_ + from)] : a_.fill ? a_.fill[c] : 0.f;
-  }
-
-  void bilinear_pixel(double x, double y, int64_t at) {
-    const double left = std::floor(x), upper = std::floor(y);
-    const float right = float(x - left), lower = float(y - upper);  // weights of the far pixels
-    int64_t from[4];
-    float weight[4], mask = 0;
-    for (int k = 0; k < 4; ++k) {
-      const double px = left + k % 2, py = upper + k / 2;
-      const bool in = inside(px, py);
-      from[k] = in ? int64_t(py) * width_ + int64_t(px) : 0;
-      weight[k] = in ? (k % 2 ? right : 1 - right) * (k / 2 ? lower : 1 - lower) : 0.f;
-      mask += weight[k];
-    }
-    for (int64_t c = 0; c < a_.channels; ++c) {
-      const float* in = s_.image.data() + c * plane_;
-      float value = 0;
-      for (int k = 0; k < 4; ++k) value += weight[k] * in[from[k]];
-      if (a_.fill) value = (value - a_.fill[c]) * mask + a_.fill[c];
-      s_.warped[size_t(c * plane_ + at)] = value;
+  // Takes the pixels up to `ready`, which is a multiple of kRowStep or all of them, through the sweep.
+  void advance(Sweep* sweep, int64_t ready) {
+    while (sweep->done < ready) {
+      const int64_t n = std::min(kBand, ready - sweep->done);
+      Planes band{{channel(0) + sweep->done, nullptr, nullptr}, std::min<int64_t>(a_.channels, 3), n};
+      for (int64_t c = 1; c < band.channels; ++c) band.channel[c] = channel(c) + sweep->done;
+      if (sweep->contrast) rows_.scale(band, p_.contrast, (1 - p_.contrast) * sweep->mean, bound_);
+      for (int i = sweep->begin; i < sweep->end; ++i) color_op(int(p_.color_op[i]), band);
+      if (sweep->sums) sweep->gray += rows_.gray_sum(band);
+      if (sweep->last && p_.grayscale != 0 && a_.channels == 3) rows_.to_gray(band);
+      if (sweep->last && !blur_ && p_.solarize != 0)
+        for (int64_t c = 0; c < a_.channels; ++c) solarize(channel(c) + sweep->done, n);
+      if (sweep->last && !blur_)
+        for (int64_t c = 0; c < a_.channels; ++c) store(c, sweep->done, channel(c) + sweep->done, n);
+      sweep->done += n;
     }
   }
 
-  // Sweeps over the image row by row. Contrast needs the mean gray of what is before it, so it starts a new sweep, and
-  // the sweep before it sums that up.
-  void color() {
-    int place = 0;
-    bool contrast = false;
-    double gray = 0;
-    do {
-      int end = place;
-      while (end < 4 && int(p_.color_op[end]) != kContrast) ++end;
-      const bool sum = end < 4, last = !sum;
-      double next_gray = 0;
-      bool any = contrast || sum || (last && p_.grayscale != 0);
-      for (int i = place; i < end; ++i) any |= p_.color_op[i] != 0;
-      for (int64_t y = 0; any && y < height_; ++y) {
-        Row r{{row(0, y), nullptr, nullptr}, a_.channels, width_};
-        for (int64_t c = 1; c < std::min<int64_t>(a_.channels, 3); ++c) r.channel[c] = row(c, y);
-        if (contrast)
-          for (int64_t c = 0; c < a_.channels; ++c)
-            scale_row(r.channel[c], width_, p_.contrast, float((1 - p_.contrast) * (gray / double(plane_))), bound_);
-        for (int i = place; i < end; ++i) color_op(int(p_.color_op[i]), r);
-        if (last && p_.grayscale != 0 && a_.channels == 3) gray_row(r.channel[0], r.channel[1], r.channel[2], width_);
-        if (sum) next_gray += row_gray(r);
-      }
-      contrast = sum;
-      gray = next_gray;
-      place = end + 1;
-    } while (contrast || place < 4);
+  void color_op(int code, const Planes& band) {
+    if (code == kBrightness) rows_.scale(band, p_.brightness, 0, bound_);
+    if (band.channels != 3) return;
+    if (code == kSaturation) rows_.saturate(band, p_.saturation, bound_);
+    if (code == kHue) rows_.shift_hue(band, p_.hue);
   }
 
-  static double row_gray(const Row& r) {
-    if (r.channels == 3) return gray_sum(r.channel[0], r.channel[1], r.channel[2], r.n);
-    double sum = 0;
-    for (int64_t i = 0; i < r.n; ++i) sum += r.channel[0][i];
-    return sum;
+  // Just below the threshold lies what float's noise alone keeps from it.
+  void solarize(float* values, int64_t n) {
+    rows_.solarize(values, n, p_.solarize_threshold * bound_ - bound_ * 0x1p-18f, bound_);
   }
 
-  void color_op(int code, const Row& r) {
-    if (code == kBrightness)
-      for (int64_t c = 0; c < r.channels; ++c) scale_row(r.channel[c], r.n, p_.brightness, 0, bound_);
-    if (r.channels != 3) return;
-    if (code == kSaturation) saturate_row(r.channel[0], r.channel[1], r.channel[2], r.n, p_.saturation, bound_);
-    if (code == kHue) shift_hue_row(r.channel[0], r.channel[1], r.channel[2], r.n, p_.hue);
-  }
-
-  // Blur, normalise and store, row by row.
-  void write() {
-    const bool blur = p_.blur_sigma > 0;
-    if (blur) {
-      gaussian_taps(int64_t(p_.blur_radius_x), p_.blur_sigma, &s_.half_x);
-      gaussian_taps(int64_t(p_.blur_radius_y), p_.blur_sigma, &s_.half_y);
-    }
-    s_.line.resize(size_t(width_));
-    for (int64_t c = 0; c < a_.channels; ++c)
-      for (int64_t y = 0; y < height_; ++y) store(c, y, blur ? blurred_row(c, y) : row(c, y), blur);
-  }
-
-  const float* blurred_row(int64_t c, int64_t y) {
-    const int64_t reach_y = int64_t(s_.half_y.size()) - 1, reach_x = int64_t(s_.half_x.size()) - 1;
-    const auto reflect = [](int64_t at, int64_t n) { return at < 0 ? -at : at >= n ? 2 * (n - 1) - at : at; };
-    s_.padded.resize(size_t(width_ + 2 * reach_x));
-    float* middle = s_.padded.data() + reach_x;
-    scale_copy(row(c, y), s_.half_y[0], width_, middle);
-    for (int64_t d = 1; d <= reach_y; ++d)
-      add_rows(row(c, reflect(y - d, height_)), row(c, reflect(y + d, height_)), s_.half_y[size_t(d)], width_, middle);
-    for (int64_t d = 1; d <= reach_x; ++d) {
-      middle[-d] = middle[reflect(-d, width_)];
-      middle[width_ - 1 + d] = middle[reflect(width_ - 1 + d, width_)];
-    }
-    scale_copy(middle, s_.half_x[0], width_, s_.line.data());
-    for (int64_t d = 1; d <= reach_x; ++d)
-      add_rows(middle - d, middle + d, s_.half_x[size_t(d)], width_, s_.line.data());
-    return s_.line.data();
-  }
-
-  void store(int64_t c, int64_t y, const float* values, bool blurred) {
-    const int64_t at = ((number_ * a_.channels + c) * height_ + y) * width_;
+  // Normalises and stores n pixels of channel c from pixel `at` on.
+  void store(int64_t c, int64_t at, const float* values, int64_t n) {
+    const Target to = target(c, at);
     if (a_.out_type == PixelType::kUint8) {
       // As torchvision's last op: a colour op cuts off (just above float's noise), the others round.
       bool colored = p_.grayscale != 0;
       for (float code : p_.color_op) colored |= code != 0;
-      const float offset = colored && !blurred ? 0x1p-10f : 0.5f;
-      quantize_row(values, width_, 255 / bound_, offset, static_cast<uint8_t*>(a_.out) + at);
+      const float offset = colored && !blur_ ? 0x1p-10f : 0.5f;
+      quantize_row(values, n, 255 / bound_, offset, static_cast<uint8_t*>(a_.out) + to.at);
       return;
     }
-    float* line = a_.out_type == PixelType::kFloat32 ? static_cast<float*>(a_.out) + at : s_.line.data();
-    normalize_row(values, width_, 1 / bound_, a_.mean[c], a_.inverse_std[c], line);
-    if (a_.out_type == PixelType::kBFloat16) store_floats(line, width_, FloatType::kBFloat16, at, a_.out);
-    if (a_.out_type == PixelType::kFloat16) store_floats(line, width_, FloatType::kFloat16, at, a_.out);
+    const bool direct = a_.out_type == PixelType::kFloat32;
+    float* line = direct ? static_cast<float*>(a_.out) + to.at : s_.line.get();
+    rows_.normalize(values, n, to.factor, to.add, direct && aligned(line), line);
+    store_half(line, n, to.at);
+  }
+
+  void store_half(const float* line, int64_t n, int64_t at) {
+    if (a_.out_type == PixelType::kBFloat16) store_floats(line, n, FloatType::kBFloat16, at, a_.out);
+    if (a_.out_type == PixelType::kFloat16) store_floats(line, n, FloatType::kFloat16, at, a_.out);
+  }
+
+  // Where channel c's pixel `at` goes in the output, and how it is normalised.
+  struct Target {
+    int64_t at;
+    float factor, add;
+  };
+  Target target(int64_t c, int64_t at) const {
+    return {(number_ * a_.channels + c) * pixels_ + at, a_.inverse_std[c] / bound_, -a_.mean[c] * a_.inverse_std[c]};
+  }
+  bool aligned(const float* out) const { return stream_ && reinterpret_cast<uintptr_t>(out) % 64 == 0; }
+
+  // Blurs, normalises and stores, kBlurRows rows at a time.
+  void blur() {
+    s_.kernel_x.build(int64_t(p_.blur_radius_x), p_.blur_sigma);
+    s_.kernel_y.build(int64_t(p_.blur_radius_y), p_.blur_sigma);
+    const int64_t reach_x = s_.kernel_x.reach, reach_y = s_.kernel_y.reach;
+    const auto reflect = [](int64_t at, int64_t n) { return at < 0 ? -at : at >= n ? 2 * (n - 1) - at : at; };
+    const int64_t left = row_steps(reach_x);  // where a padded row begins
+    float* middle[kBlurRows];
+    for (int64_t o = 0; o < kBlurRows; ++o) middle[o] = s_.padded.get() + o * s_.padded_pitch + left;
+    // Blur and normalisation are one step, unless something comes between them.
+    const bool apart = a_.out_type == PixelType::kUint8 || p_.solarize != 0;
+    const bool floats = a_.out_type == PixelType::kFloat32 && !apart;
+    for (int64_t c = 0; c < a_.channels; ++c)
+      for (int64_t y = 0; y < height_; y += kBlurRows) {
+        const int64_t some = std::min<int64_t>(kBlurRows, height_ - y), count = 2 * reach_y + some;
+        for (int64_t j = 0; j < count; ++j) s_.blur_rows[j] = channel(c) + reflect(y + j - reach_y, height_) * width_;
+        rows_.blur_y(s_.blur_rows.get(), count, s_.kernel_y.weight, width_, middle);
+        for (int64_t o = 0; o < some; ++o) {
+          float* row = middle[o];
+          for (int64_t d = 1; d <= reach_x; ++d) {
+            row[-d] = row[reflect(-d, width_)];
+            row[width_ - 1 + d] = row[reflect(width_ - 1 + d, width_)];
+          }
+          const Target to = target(c, (y + o) * width_);
+          float* line = floats ? static_cast<float*>(a_.out) + to.at : s_.line.get();
+          rows_.blur_x(row - reach_x, s_.kernel_x.weight, 2 * reach_x + 1, width_, apart ? 1 : to.factor,
+                       apart ? 0 : to.add, floats && aligned(line), line);
+          if (p_.solarize != 0) solarize(line, width_);
+          if (apart)
+            store(c, (y + o) * width_, line, width_);
+          else
+            store_half(line, width_, to.at);
+        }
+      }
   }
 
   const AugmentApply& a_;
+  const AugmentRows& rows_;
   const AugmentParams& p_;
   const int64_t number_;
   Scratch& s_;
-  const int64_t height_, width_, plane_;
+  const int64_t height_, width_, pixels_;
+  const bool stream_;  // whether float32 output goes past the caches
+  const bool blur_;
   float bound_;  // the largest value: 255 or 1, as the images'
 };
 
@@ -445,9 +499,14 @@ void augment_sample(const AugmentSample& problem) {
 }
 
 void augment_apply(const AugmentApply& problem) {
+  const AugmentRows& rows = augment_rows();
+  // An output that no cache holds need not push the images out of it.
+  const int64_t outputs = problem.n * problem.channels * problem.out_height * problem.out_width;
+  const bool stream = outputs * int64_t(sizeof(float)) >= kStreamBytes;
   parallel_for(problem.n, 1, [&](int64_t begin, int64_t end) {
-    static thread_local Scratch scratch;
-    for (int64_t i = begin; i < end; ++i) View(problem, problem.params[i], i, &scratch).run();
+    Scratch scratch(problem);
+    for (int64_t i = begin; i < end; ++i) View(problem, rows, problem.params[i], i, stream, &scratch).run();
+    if (stream) rows.stream_end();
   });
 }
 

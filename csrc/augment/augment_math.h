@@ -35,6 +35,7 @@ enum Draw {
   kDrawZoom,
   kDrawShearX,
   kDrawShearY,
+  kDrawSolarize,
 };
 
 // The uniform numbers of one sample; computes a block of four when one of them is asked for.
@@ -204,6 +205,8 @@ FASTCL_HD inline AugmentParams draw_params(const AugmentRecipe& r, const Augment
     p.blur_radius_x = float(r.blur_radius_x < 0 ? std::fmin(reach, s.out_width - 1.0) : r.blur_radius_x);
     p.blur_radius_y = float(r.blur_radius_y < 0 ? std::fmin(reach, s.out_height - 1.0) : r.blur_radius_y);
   }
+  p.solarize = u.happens(r.solarize_p, kDrawSolarize);
+  p.solarize_threshold = float(r.solarize_threshold);
   return p;
 }
 
@@ -232,6 +235,7 @@ FASTCL_HD inline bool params_fit(const AugmentParams& p, const AugmentApply& a, 
   whole(p.grayscale, 0, color ? 1.f : 0.f);
   whole(p.blur_radius_x, 0, float(a.out_width - 1));
   whole(p.blur_radius_y, 0, float(a.out_height - 1));
+  whole(p.solarize, 0, 1);
   return *bad == kParams;
 }
 

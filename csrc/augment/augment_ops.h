@@ -130,8 +130,8 @@ struct AugmentInputs {
     std::vector<std::string> names = {"crop_top", "crop_left", "crop_height", "crop_width", "hflip", "vflip"};
     for (int i = 0; i < 9; ++i) names.push_back("map_" + std::to_string(i));
     for (int i = 0; i < 4; ++i) names.push_back("color_op_" + std::to_string(i));
-    for (const char* name :
-         {"brightness", "contrast", "saturation", "hue", "grayscale", "blur_sigma", "blur_radius_x", "blur_radius_y"})
+    for (const char* name : {"brightness", "contrast", "saturation", "hue", "grayscale", "blur_sigma", "blur_radius_x",
+                             "blur_radius_y", "solarize", "solarize_threshold"})
       names.push_back(name);
     return names;
   }

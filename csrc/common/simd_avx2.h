@@ -8,6 +8,7 @@ namespace fastcl {
 struct Avx2 {
   static constexpr int kLanes = 8;
   using F = __m256;
+  using I = __m256i;
 
   static FASTCL_INLINE F load(const float* p) { return _mm256_loadu_ps(p); }
   static FASTCL_INLINE void store(float* p, F value) { _mm256_storeu_ps(p, value); }
@@ -16,7 +17,28 @@ struct Avx2 {
   static FASTCL_INLINE F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   static FASTCL_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static FASTCL_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static FASTCL_INLINE float fma(float a, float b, float c) {
+    return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
+  }
   static FASTCL_INLINE F max(F a, F b) { return _mm256_max_ps(a, b); }
+  static FASTCL_INLINE F min(F a, F b) { return _mm256_min_ps(a, b); }
+  static FASTCL_INLINE F abs(F a) { return _mm256_andnot_ps(set(-0.f), a); }
+  static FASTCL_INLINE F select_equal(F a, F b, F value, F other) {
+    return _mm256_blendv_ps(other, value, _mm256_cmp_ps(a, b, _CMP_EQ_OQ));
+  }
+  static FASTCL_INLINE F load_bytes(const uint8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  static FASTCL_INLINE void stream(float* p, F value) { _mm256_stream_ps(p, value); }
+  static FASTCL_INLINE void stream_end() { _mm_sfence(); }
+  static FASTCL_INLINE I load_int(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static FASTCL_INLINE I add_int(I a, int32_t b) { return _mm256_add_epi32(a, _mm256_set1_epi32(b)); }
+  static FASTCL_INLINE F lookup(F low, F high, I at) {
+    // A permute looks at the lowest three bits; the fourth, moved to the sign, picks the half.
+    const F in_high = _mm256_castsi256_ps(_mm256_slli_epi32(at, 28));
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, at), _mm256_permutevar8x32_ps(high, at), in_high);
+  }
+  static FASTCL_INLINE F gather(const float* p, I at) { return _mm256_i32gather_ps(p, at, 4); }
   static FASTCL_INLINE F select(uint32_t bits, F value, F other) {
     const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
     const __m256i keep = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(bits)), lane), lane);

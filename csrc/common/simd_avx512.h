@@ -8,6 +8,7 @@ namespace fastcl {
 struct Avx512 {
   static constexpr int kLanes = 16;
   using F = __m512;
+  using I = __m512i;
 
   static FASTCL_INLINE F load(const float* p) { return _mm512_loadu_ps(p); }
   static FASTCL_INLINE void store(float* p, F value) { _mm512_storeu_ps(p, value); }
@@ -16,7 +17,24 @@ struct Avx512 {
   static FASTCL_INLINE F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static FASTCL_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static FASTCL_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static FASTCL_INLINE float fma(float a, float b, float c) {
+    return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
+  }
   static FASTCL_INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static FASTCL_INLINE F min(F a, F b) { return _mm512_min_ps(a, b); }
+  static FASTCL_INLINE F abs(F a) { return _mm512_abs_ps(a); }
+  static FASTCL_INLINE F select_equal(F a, F b, F value, F other) {
+    return _mm512_mask_mov_ps(other, _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), value);
+  }
+  static FASTCL_INLINE F load_bytes(const uint8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+  static FASTCL_INLINE void stream(float* p, F value) { _mm512_stream_ps(p, value); }
+  static FASTCL_INLINE void stream_end() { _mm_sfence(); }
+  static FASTCL_INLINE I load_int(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static FASTCL_INLINE I add_int(I a, int32_t b) { return _mm512_add_epi32(a, _mm512_set1_epi32(b)); }
+  static FASTCL_INLINE F lookup(F low, F high, I at) { return _mm512_permutex2var_ps(low, at, high); }
+  static FASTCL_INLINE F gather(const float* p, I at) { return _mm512_i32gather_ps(at, p, 4); }
   static FASTCL_INLINE F select(uint32_t bits, F value, F other) {
     return _mm512_mask_mov_ps(other, __mmask16(bits), value);
   }

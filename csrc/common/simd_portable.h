@@ -30,6 +30,10 @@ struct Portable {
   };
 #endif
 
+  struct I {
+    int32_t lane[kLanes];
+  };
+
   static FASTCL_INLINE F load(const float* p) {
     F value;
     std::memcpy(&value, p, sizeof value);
@@ -42,10 +46,46 @@ struct Portable {
   static FASTCL_INLINE F mul(F a, F b) { return a * b; }
   // Not fused: without the instruction, fmaf is a call.
   static FASTCL_INLINE F fma(F a, F b, F c) { return a * b + c; }
+  static FASTCL_INLINE float fma(float a, float b, float c) { return a * b + c; }
   static FASTCL_INLINE F max(F a, F b) {
     F out;
     for (int i = 0; i < kLanes; ++i) out[i] = a[i] > b[i] ? a[i] : b[i];
     return out;
+  }
+  static FASTCL_INLINE F min(F a, F b) {
+    F out;
+    for (int i = 0; i < kLanes; ++i) out[i] = a[i] < b[i] ? a[i] : b[i];
+    return out;
+  }
+  static FASTCL_INLINE F abs(F a) {
+    F out;
+    for (int i = 0; i < kLanes; ++i) out[i] = a[i] < 0 ? -a[i] : a[i];
+    return out;
+  }
+  // Lanes of `value` where a == b, else of `other`.
+  static FASTCL_INLINE F select_equal(F a, F b, F value, F other) {
+    F out;
+    for (int i = 0; i < kLanes; ++i) out[i] = a[i] == b[i] ? value[i] : other[i];
+    return out;
+  }
+  static FASTCL_INLINE F load_bytes(const uint8_t* p) { return F{float(p[0]), float(p[1]), float(p[2]), float(p[3])}; }
+  // Past the caches, to an address aligned to the vector; where there is such a store.
+  static FASTCL_INLINE void stream(float* p, F value) { store(p, value); }
+  // To be called before another thread may read what was streamed.
+  static FASTCL_INLINE void stream_end() {}
+  static FASTCL_INLINE I load_int(const int32_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
+  static FASTCL_INLINE I add_int(I a, int32_t b) {
+    return {{a.lane[0] + b, a.lane[1] + b, a.lane[2] + b, a.lane[3] + b}};
+  }
+  // Of the values of `low` and then `high`, those with the numbers `at`.
+  static FASTCL_INLINE F lookup(F low, F high, I at) {
+    float both[2 * kLanes];
+    store(both, low);
+    store(both + kLanes, high);
+    return gather(both, at);
+  }
+  static FASTCL_INLINE F gather(const float* p, I at) {
+    return F{p[at.lane[0]], p[at.lane[1]], p[at.lane[2]], p[at.lane[3]]};
   }
   // Lanes whose bit is set, else those of `other`.
   static FASTCL_INLINE F select(uint32_t bits, F value, F other) {

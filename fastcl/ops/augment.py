@@ -3,7 +3,8 @@
 A **recipe** says what may happen (:data:`RECIPE_NAMES`: ranges and probabilities), :func:`augment_sample` draws one row
 of :data:`PARAM_NAMES` per image from it, and :func:`augment_apply` is a pure function of images and rows::
 
-    crop, antialiased resize, flips -> warp -> colour jitter in the row's order -> grayscale -> blur -> normalise
+    crop, antialiased resize, flips -> warp -> colour jitter in the row's order -> grayscale -> blur -> solarize
+    -> normalise
 
 Each stage computes what torchvision's tensor functional of the same parameters computes on float images. Values stay
 float32 between the stages where torchvision rounds uint8 images after each: the result is nearer to exact arithmetic.
@@ -29,6 +30,7 @@ PARAM_NAMES = (
     *(f"color_op_{i}" for i in range(4)),  # an index into COLOR_OPS
     *("brightness", "contrast", "saturation", "hue", "grayscale"),
     *("blur_sigma", "blur_radius_x", "blur_radius_y"),  # sigma 0: no blur
+    *("solarize", "solarize_threshold"),  # of values from 0 to 1: these and larger ones are inverted
 )
 COLOR_OPS = ("none", "brightness", "contrast", "saturation", "hue")
 CROPS = ("whole", "random", "center")
@@ -48,6 +50,7 @@ RECIPE_NAMES = (
     *("saturation_min", "saturation_max", "hue_min", "hue_max"),
     "grayscale_p",
     *("blur_p", "blur_sigma_min", "blur_sigma_max", "blur_radius_x", "blur_radius_y"),  # radius -1: ceil(4 sigma)
+    *("solarize_p", "solarize_threshold"),
 )
 # A recipe that does nothing.
 IDENTITY_RECIPE = {
@@ -69,7 +72,8 @@ _CROP_TRIES = 10
 _CROP_AREA, _CROP_RATIO, _CROP_TOP, _CROP_LEFT = range(4)  # of the first try; + 4 for each later one
 _HFLIP, _VFLIP, _GRAYSCALE, _BLUR, _BLUR_SIGMA, _JITTER, _ORDER = range(40, 47)  # _ORDER: and the two after it
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _WARP, _ANGLE, _SHIFT_X, _SHIFT_Y, _ZOOM, _SHEAR_X, _SHEAR_Y = range(49, 60)
-_DRAWS = 60
+_SOLARIZE = 60
+_DRAWS = 64
 
 
 def augment_sample(
@@ -127,6 +131,7 @@ def augment_apply(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Applies one row of parameters to each image.
 
@@ -142,9 +147,12 @@ def augment_apply(
         std: likewise; given exactly where ``mean`` is.
         dtype: uint8 (0 to 255), float32, float16, bfloat16 (0 to 1, or normalised); by default the images'.
             uint8 rounds as torchvision's last op would: down after a colour op, else to nearest.
+        out: what to write into, [B, C, *size], contiguous, on ``images``' device and of ``dtype`` (by default its own),
+            sharing no memory with ``images``. A large output that is used again saves as much time as the kernel takes:
+            the system need not find and clear new pages.
 
     Returns:
-        [B, C, *size], contiguous.
+        [B, C, *size], contiguous; ``out`` where it was given.
 
     Raises:
         TypeError: for an argument of the wrong type or dtype.
@@ -169,7 +177,10 @@ def augment_apply(
         )
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"augment_apply: interpolation must be nearest or bilinear, got {interpolation!r}")
-    dtype = images.dtype if dtype is None else dtype
+    if out is not None and not isinstance(out, Tensor):
+        raise TypeError(f"augment_apply: out must be a Tensor, got {type(out).__name__}")
+    if dtype is None:
+        dtype = images.dtype if out is None else out.dtype
     if dtype not in OUTPUT_DTYPES or (dtype == torch.float64) > (images.dtype == torch.float64):
         raise TypeError(f"augment_apply: dtype must be uint8, float32, float16 or bfloat16, got {dtype}")
     channels = {}
@@ -185,9 +196,17 @@ def augment_apply(
         raise ValueError("augment_apply: mean and std must be given together, got one of them")
     if mean is not None and dtype == torch.uint8:
         raise TypeError("augment_apply: mean and std need a floating dtype, got torch.uint8")
-    return op("augment_apply", images)(  # type: ignore[no-any-return]
-        images, params, *size, interpolation, channels["fill"], channels["mean"], channels["std"], dtype
-    )
+    how = (interpolation, channels["fill"], channels["mean"], channels["std"])
+    if out is None:
+        return op("augment_apply", images)(images, params, *size, *how, dtype)  # type: ignore[no-any-return]
+    want = [*images.shape[:2], *size]
+    if list(out.shape) != want or out.dtype != dtype or out.device != images.device or not out.is_contiguous():
+        raise ValueError(
+            f"augment_apply: out must be contiguous {want} of {dtype} on {images.device}, got "
+            f"{'' if out.is_contiguous() else 'strided '}{list(out.shape)} of {out.dtype} on {out.device}"
+        )
+    op("augment_apply_out", images)(images, params, *how, out)
+    return out
 
 
 # --------------------------------------------------------------------------------------------------------------- draw
@@ -358,6 +377,7 @@ def _sample_reference(
     ]
     columns = [top, left, h, w, hflip, vflip, *matrix, *order.unbind(1), *factors, u[:, _GRAYSCALE] < r.grayscale_p]
     columns += [torch.where(blur, value, 0.0) for value in (sigma, *radii)]
+    columns += [u[:, _SOLARIZE] < r.solarize_p, torch.full_like(sigma, r.solarize_threshold)]
     return torch.stack([column.to(torch.float32) for column in columns], dim=1)
 
 
@@ -404,6 +424,7 @@ def _check_rows(params: Tensor, images: Tensor, height: int, width: int) -> None
         "grayscale": whole("grayscale", 0, 1 if color else 0),
         "blur_radius_x": whole("blur_radius_x", 0, width - 1),
         "blur_radius_y": whole("blur_radius_y", 0, height - 1),
+        "solarize": whole("solarize", 0, 1),
     }
     bad = ~torch.stack([valid[name] for name in PARAM_NAMES], dim=1)
     if bad.any():
@@ -503,6 +524,39 @@ def _blur(image: Tensor, p: SimpleNamespace) -> Tensor:
     return functional.conv2d(rows, _gaussian(x, p.blur_sigma, image)[None, None, None, :])[:, 0]
 
 
+def _apply_out_reference(
+    images: Tensor,
+    params: Tensor,
+    interpolation: str,
+    fill: list[float],
+    mean: list[float],
+    std: list[float],
+    out: Tensor,
+) -> None:
+    height, width, dtype = *out.shape[2:], out.dtype
+    _check_rows(params, images, height, width)
+    bound = 255.0 if images.dtype == torch.uint8 else 1.0
+    working = torch.float64 if images.dtype == torch.float64 else torch.float32
+    for image, row, view in zip(images, params.tolist(), out, strict=True):
+        p = SimpleNamespace(**dict(zip(PARAM_NAMES, row, strict=True)))
+        value = _crop_resize_flip(image.to(working), p, (height, width))
+        if tuple(row[6:15]) != _IDENTITY_MAP:
+            value = _warp(value, p, interpolation == "nearest", fill)
+        value = _color(value, p, bound)
+        if p.blur_sigma > 0:
+            value = _blur(value, p)
+        if p.solarize:  # just below the threshold lies what float's noise alone keeps from it
+            value = torch.where(value >= (p.solarize_threshold - 2.0**-18) * bound, bound - value, value)
+        value = value * (1 / bound)
+        if mean:
+            center, spread = (torch.tensor(v, dtype=working, device=images.device)[:, None, None] for v in (mean, std))
+            value = (value - center) / spread
+        if dtype == torch.uint8:
+            colored = (any(row[15:19]) or p.grayscale) and p.blur_sigma == 0
+            value = (value * 255 + (2.0**-10 if colored else 0.5)).floor().clamp(0, 255)
+        view.copy_(value)
+
+
 def _apply_reference(
     images: Tensor,
     params: Tensor,
@@ -514,27 +568,21 @@ def _apply_reference(
     std: list[float],
     dtype: torch.dtype,
 ) -> Tensor:
-    _check_rows(params, images, height, width)
-    bound = 255.0 if images.dtype == torch.uint8 else 1.0
-    working = torch.float64 if images.dtype == torch.float64 else torch.float32
-    out = images.new_empty((len(images), images.shape[1], height, width), dtype=dtype)
-    for image, row, view in zip(images, params.tolist(), out, strict=True):
-        p = SimpleNamespace(**dict(zip(PARAM_NAMES, row, strict=True)))
-        value = _crop_resize_flip(image.to(working), p, (height, width))
-        if tuple(row[6:15]) != _IDENTITY_MAP:
-            value = _warp(value, p, interpolation == "nearest", fill)
-        value = _color(value, p, bound)
-        if p.blur_sigma > 0:
-            value = _blur(value, p)
-        value = value * (1 / bound)
-        if mean:
-            center, spread = (torch.tensor(v, dtype=working, device=images.device)[:, None, None] for v in (mean, std))
-            value = (value - center) / spread
-        if dtype == torch.uint8:
-            colored = (any(row[15:19]) or p.grayscale) and p.blur_sigma == 0
-            value = (value * 255 + (2.0**-10 if colored else 0.5)).floor().clamp(0, 255)
-        view.copy_(value)
+    out = _apply_fake(images, params, height, width, interpolation, fill, mean, std, dtype)
+    _apply_out_reference(images, params, interpolation, fill, mean, std, out)
     return out
+
+
+def _apply_out_fake(
+    images: Tensor,
+    params: Tensor,
+    interpolation: str,
+    fill: list[float],
+    mean: list[float],
+    std: list[float],
+    out: Tensor,
+) -> None:
+    return None
 
 
 def _apply_fake(
@@ -553,3 +601,4 @@ def _apply_fake(
 
 register("augment_sample", _sample_reference, _sample_fake)
 register("augment_apply", _apply_reference, _apply_fake)
+register("augment_apply_out", _apply_out_reference, _apply_out_fake)

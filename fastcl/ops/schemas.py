@@ -31,6 +31,10 @@ SCHEMAS: dict[str, str] = {
         "(Tensor images, Tensor params, SymInt height, SymInt width, str interpolation, float[] fill, float[] mean,"
         " float[] std, ScalarType dtype) -> Tensor"
     ),
+    "augment_apply_out": (
+        "(Tensor images, Tensor params, str interpolation, float[] fill, float[] mean, float[] std, Tensor(a!) out)"
+        " -> ()"
+    ),
     "int8_conv2d": (
         "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? packed, int[] stride, int[] padding,"
         " int[] dilation, str activation) -> Tensor"

@@ -7,8 +7,18 @@ device.
 
 from fastcl.ops.augment import PARAM_NAMES, RECIPE_NAMES
 from fastcl.transforms.compose import Compose, Transform
+from fastcl.transforms.multiview import (
+    IMAGENET_NORMALIZE,
+    BYOLTransform,
+    BYOLView1Transform,
+    BYOLView2Transform,
+    DINOTransform,
+    MoCoV1Transform,
+    MoCoV2Transform,
+    MultiViewTransform,
+    SimCLRTransform,
+)
 from fastcl.transforms.preview import preview_grid
-from fastcl.transforms.simclr import IMAGENET_NORMALIZE, SimCLRTransform
 from fastcl.transforms.single import (
     CenterCrop,
     ColorJitter,
@@ -20,6 +30,7 @@ from fastcl.transforms.single import (
     RandomHorizontalFlip,
     RandomResizedCrop,
     RandomRotation,
+    RandomSolarize,
     RandomVerticalFlip,
     Resize,
     ToDtype,
@@ -29,10 +40,17 @@ __all__ = [
     "IMAGENET_NORMALIZE",
     "PARAM_NAMES",
     "RECIPE_NAMES",
+    "BYOLTransform",
+    "BYOLView1Transform",
+    "BYOLView2Transform",
     "CenterCrop",
     "ColorJitter",
     "Compose",
+    "DINOTransform",
     "GaussianBlur",
+    "MoCoV1Transform",
+    "MoCoV2Transform",
+    "MultiViewTransform",
     "Normalize",
     "RandomAffine",
     "RandomApply",
@@ -40,6 +58,7 @@ __all__ = [
     "RandomHorizontalFlip",
     "RandomResizedCrop",
     "RandomRotation",
+    "RandomSolarize",
     "RandomVerticalFlip",
     "Resize",
     "SimCLRTransform",

@@ -62,7 +62,7 @@ class Pass:
 
     def take_crop(self, size: Callable[[Size], Size]) -> bool:
         """Takes the crop or resize: only flips may have gone before."""
-        if not self.take("crop", ("warp", "jitter", "grayscale", "blur", "normalize")):
+        if not self.take("crop", ("warp", "jitter", "grayscale", "blur", "solarize", "normalize")):
             return False
         self.recipe |= {f"{name}_at": float(FLIP_AT.index("before_crop")) for name in ("hflip", "vflip")}
         self.size = size
@@ -180,7 +180,9 @@ class Compose:
         ]
         return "\n".join(["Compose(", *lines, f"  seed={self.seed}", ")"])
 
-    def __call__(self, images: Any, index: Any = None, epoch: int = 0, view: int = 0) -> Tensor:
+    def __call__(
+        self, images: Any, index: Any = None, epoch: int = 0, view: int = 0, *, out: Tensor | None = None
+    ) -> Tensor:
         """Draws for every image and applies.
 
         Args:
@@ -189,15 +191,39 @@ class Compose:
                 depend on (seed, epoch, index, view) alone. Without, a counter runs on, so that each call draws anew.
             epoch: changes all draws.
             view: likewise, for several views of one image.
+            out: a contiguous tensor of the result's shape and dtype to write into, as an earlier call gave it: large
+                results that are made anew cost as much again in fresh memory.
 
         Returns:
-            [B, C, height, width] or [C, height, width], of the images' dtype, ToDtype's, or float32 after Normalize.
+            [B, C, height, width] or [C, height, width], of the images' dtype, ToDtype's, or float32 after Normalize;
+            ``out`` where it was given.
         """
-        return self._views(images, [view], index, epoch)[0]
+        return self._views(images, [view], index, epoch, None if out is None else [out])[0]
 
-    def views(self, images: Any, count: int, index: Any = None, epoch: int = 0) -> list[Tensor]:
-        """Several views of every image: what calls with view = 0, 1, ... would give for one index."""
-        return self._views(images, range(count), index, epoch)
+    def views(
+        self,
+        images: Any,
+        count: int,
+        index: Any = None,
+        epoch: int = 0,
+        *,
+        first: int = 0,
+        out: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Several views of every image: what calls with view = first, first + 1, ... would give for one index.
+
+        Args:
+            images: as in a call.
+            count: of the views.
+            index: as in a call.
+            epoch: as in a call.
+            first: the first view's number.
+            out: one tensor for each view, as in a call.
+
+        Returns:
+            ``count`` tensors, as of a call.
+        """
+        return self._views(images, range(first, first + count), index, epoch, out)
 
     def sample(self, index: Any, size: Size, epoch: int = 0, view: int = 0) -> Tensor:
         """The params table that a call draws.
@@ -216,13 +242,14 @@ class Compose:
         )
         return self._sample(index, (size[0], size[1]), self.seed, epoch, view)
 
-    def apply(self, images: Any, params: Tensor, *, pictures: bool = False) -> Tensor:
+    def apply(self, images: Any, params: Tensor, *, pictures: bool = False, out: Tensor | None = None) -> Tensor:
         """Replays a params table, as :meth:`sample` gave it or edited.
 
         Args:
             images: as in a call.
             params: float32 [B, len(param_names)].
             pictures: leaves normalisation out and gives uint8, to be looked at.
+            out: as in a call.
 
         Returns:
             As a call.
@@ -233,12 +260,12 @@ class Compose:
         given = [plan.dtype for plan in self.passes if plan.dtype]
         floating = batch.dtype if batch.dtype != torch.uint8 else torch.float32
         dtype = given[-1] if given else floating if any(plan.mean for plan in self.passes) else batch.dtype
-        bytes_in, out = batch.dtype == torch.uint8, batch
+        bytes_in, value = batch.dtype == torch.uint8, batch
         for number, (plan, table) in enumerate(zip(self.passes, torch.split(params, len(PARAM_NAMES), 1), strict=True)):
             last = number == len(self.passes) - 1
             # A fill is in the units that the images have where the warp stands in the list; the pass may hold others.
             meant = 255.0 if bytes_in and not plan.warps_floats else 1.0
-            held = 255.0 if out.dtype == torch.uint8 else 1.0
+            held = 255.0 if value.dtype == torch.uint8 else 1.0
             fill = None if plan.fill is None else [value * held / meant for value in plan.fill]
             mean, std = plan.mean, plan.std
             if plan.unscaled and bytes_in:
@@ -246,24 +273,34 @@ class Compose:
             if pictures:
                 mean = std = None
             bytes_in = bytes_in and not (plan.dtype or plan.mean)
-            out = augment_apply(
-                out,
+            value = augment_apply(
+                value,
                 table,
-                plan.output_size((out.shape[2], out.shape[3])),
+                plan.output_size((value.shape[2], value.shape[3])),
                 interpolation=plan.interpolation,
                 fill=fill,
                 mean=mean,
                 std=std,
                 dtype=floating if not last else torch.uint8 if pictures else dtype,
+                out=None if out is None or not last else out[None] if single else out,
             )
-        return out[0] if single else out
+        if out is not None:
+            return out
+        return value[0] if single else value
 
-    def _views(self, images: Any, views: Sequence[int], index: Any, epoch: int) -> list[Tensor]:
+    def _views(
+        self, images: Any, views: Sequence[int], index: Any, epoch: int, out: Sequence[Tensor] | None
+    ) -> list[Tensor]:
         batch, single = as_batch(images)
+        if out is not None and len(out) != len(views):
+            raise ValueError(f"Compose: out must have one tensor for each of {len(views)} views, got {len(out)}")
         index, seed = self._numbers(len(batch), index, batch.device)
         size = (batch.shape[2], batch.shape[3])
-        out = [self.apply(batch, self._sample(index, size, seed, epoch, view)) for view in views]
-        return [view[0] for view in out] if single else out
+        image, given = batch[0] if single else batch, [None] * len(views) if out is None else out
+        return [
+            self.apply(image, self._sample(index, size, seed, epoch, view), out=into)
+            for view, into in zip(views, given, strict=True)
+        ]
 
     def _numbers(self, n: int, index: Any, device: torch.device) -> tuple[Tensor, int]:
         """The sample numbers of a call's images, and the seed."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastcl.transforms.compose import Compose, Transform, as_batch
-from fastcl.transforms.simclr import SimCLRTransform
+from fastcl.transforms.multiview import MultiViewTransform
 from fastcl.transforms.single import Resize
 
 _GAP = 2  # pixels between pictures
@@ -19,7 +19,7 @@ def preview_grid(images: Any, transform: Any, views: int = 6, epoch: int = 0) ->
 
     Args:
         images: uint8 (or float32 from 0 to 1) [B, C, H, W] or [C, H, W], C = 1 or 3, or a PIL image.
-        transform: a transform of this package, a :class:`Compose` or a :class:`SimCLRTransform`.
+        transform: a transform of this package, a :class:`Compose`, or one of several views (the first of its kinds).
         views: how many.
         epoch: of the draws; the images' sample numbers are 0 to B - 1.
 
@@ -33,8 +33,8 @@ def preview_grid(images: Any, transform: Any, views: int = 6, epoch: int = 0) ->
     batch, _ = as_batch(images)
     if batch.shape[1] not in (1, 3):
         raise ValueError(f"preview_grid: images must have 1 or 3 channels, got {list(batch.shape)}")
-    if isinstance(transform, SimCLRTransform):
-        transform = transform.transform
+    if isinstance(transform, MultiViewTransform):
+        transform = transform.groups[0][0]
     elif isinstance(transform, Transform):
         transform = Compose([transform])
     if not isinstance(transform, Compose):

@@ -204,7 +204,7 @@ class _Warp(Transform):
     center: Sequence[float] | None
 
     def _add(self, plan: Pass, p: float, recipe: dict[str, float]) -> bool:
-        if not plan.take("warp", ("jitter", "grayscale", "blur", "normalize")):
+        if not plan.take("warp", ("jitter", "grayscale", "blur", "solarize", "normalize")):
             return False
         if self.center is not None:
             recipe |= {"center_given": 1.0, "center_x": float(self.center[0]), "center_y": float(self.center[1])}
@@ -338,7 +338,7 @@ class ColorJitter(Transform):
 
     def add_to(self, plan: Pass, p: float = 1.0) -> bool:
         """See :meth:`Transform.add_to`."""
-        if not plan.take("jitter", ("grayscale", "blur", "normalize")):
+        if not plan.take("jitter", ("grayscale", "blur", "solarize", "normalize")):
             return False
         plan.recipe["jitter_p"] = p
         for name in ("brightness", "contrast", "saturation", "hue"):
@@ -356,7 +356,7 @@ class RandomGrayscale(Transform):
 
     def add_to(self, plan: Pass, p: float = 1.0) -> bool:
         """See :meth:`Transform.add_to`."""
-        if not plan.take("grayscale", ("normalize",)):
+        if not plan.take("grayscale", ("solarize", "normalize")):
             return False
         plan.recipe["grayscale_p"] = p * self.p
         return True
@@ -381,12 +381,37 @@ class GaussianBlur(Transform):
 
     def add_to(self, plan: Pass, p: float = 1.0) -> bool:
         """See :meth:`Transform.add_to`."""
-        if not plan.take("blur", ("normalize",)):
+        if not plan.take("blur", ("solarize", "normalize")):
             return False
         plan.recipe |= {"blur_p": p, "blur_sigma_min": self.sigma[0], "blur_sigma_max": self.sigma[1]}
         if self.kernel_size:
             x, y = (float(taps // 2) for taps in self.kernel_size)
             plan.recipe |= {"blur_radius_x": x, "blur_radius_y": y}
+        return True
+
+
+class RandomSolarize(Transform):
+    """Inverts the values from a threshold on, with probability `p`.
+
+    Args:
+        threshold: one above 1 is of values up to 255, any other of values from 0 to 1, whatever the images hold.
+        p: the probability.
+    """
+
+    def __init__(self, threshold: float, p: float = 0.5) -> None:
+        owner = type(self).__name__
+        self.threshold = float(threshold)
+        self.p = _probability(owner, p)
+        if not math.isfinite(self.threshold):
+            raise ValueError(f"{owner}: threshold must be finite, got {threshold}")
+
+    def add_to(self, plan: Pass, p: float = 1.0) -> bool:
+        """See :meth:`Transform.add_to`."""
+        if not plan.take("solarize", ("normalize",)):
+            return False
+        unit = 255.0 if self.threshold > 1 else 1.0
+        if p * self.p > 0:
+            plan.recipe |= {"solarize_p": p * self.p, "solarize_threshold": self.threshold / unit}
         return True
 
 
