@@ -32,7 +32,7 @@ class RunConfig(BaseModel):
     """Use about so many images."""
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = None
     """Height and width of a folder's images, in pixels; 64 if not given."""
-    epochs: Annotated[int, Field(ge=1)] = 25
+    epochs: Annotated[int, Field(ge=1)] = 40
     batch_size: Annotated[int, Field(ge=2)] = 128
     lr: Annotated[float, Field(gt=0)] = 3e-3
     """Learning rate of AdamW at its highest, after a warm-up and before a cosine decay to 0."""

@@ -5,14 +5,11 @@
 #include <new>
 #include <vector>
 
-#include "common/memory.h"
-
 namespace fastcl {
 namespace {
 
 constexpr size_t kKeptBytes = size_t(64) << 20;  // by all released buffers together
-constexpr size_t kHugePage = size_t(2) << 20;
-constexpr size_t kMostWaste = 2;  // a kept buffer serves requests down to this fraction of its size
+constexpr size_t kMostWaste = 2;                 // a kept buffer serves requests down to this fraction of its size
 
 // Stands before the buffer, in a block of its own alignment.
 struct Header {
@@ -20,15 +17,11 @@ struct Header {
 };
 static_assert(sizeof(Header) <= kBufferAlignment);
 
-// Large ones on huge pages: a walk over several MB is otherwise limited by the TLB.
 void* system_allocate(size_t bytes) {
 #if defined(_WIN32)
   return _aligned_malloc(bytes, kBufferAlignment);
 #else
-  if (bytes < kHugePage / 2) return std::aligned_alloc(kBufferAlignment, bytes);
-  void* data = std::aligned_alloc(kHugePage, (bytes + kHugePage - 1) / kHugePage * kHugePage);
-  if (data) prefer_huge_pages(data, bytes);
-  return data;
+  return std::aligned_alloc(kBufferAlignment, bytes);
 #endif
 }
 
