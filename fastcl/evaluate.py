@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,17 +14,9 @@ from torch import Tensor
 from fastcl.encoder import Encoder
 from fastcl.errors import run_extra
 
-__all__ = ["LinearProbe", "Scores", "knn_predict", "latency_ms", "nearest"]
+__all__ = ["LinearProbe", "knn_predict", "latency_ms", "nearest"]
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Shares of the held-out images that were recognised, 0 to 1."""
-
-    knn: float
-    probe: float
 
 
 def _unit_rows(embeddings: Tensor) -> Array:

@@ -48,7 +48,9 @@ def test_bits_equal_the_reference_on_patches(kernel, case):
     x, weight, scale, bias = problem(images, size)
     try:
         packed = int8_pack_weight(weight.flatten(1), kernel)
-    except RuntimeError:
+    except RuntimeError as error:
+        if "kernel must be" not in str(error):
+            raise
         pytest.skip(f"this machine has no {kernel}")
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         got = int8_conv2d(x.to(dtype), weight, scale, bias, **geometry, activation="relu", packed=packed)
