@@ -462,7 +462,7 @@ struct Plan {
     const FloatType element = element_of(p.products);
     panels = blocks_of(p.dim * size_of(element), kPanelBytes);
     rows = {element, panels * kPanelBytes};
-    const int counts[2] = {p.rows, p.symmetric() ? 0 : p.cols};
+    const int counts[2] = {p.rows, p.symmetric ? 0 : p.cols};
     for (int s = 0; s < 2; ++s) {
       const int all = padded(counts[s]), blocks = all / kPrepareRows;
       side[s] = {scratch.array<unsigned char>(size_t(all) * rows.stride),
@@ -479,9 +479,9 @@ struct Plan {
       if (backward) pull = scratch.array<float>(p.rows / 2);
     }
     pass.q = tile_side(side[0], p.q_group);
-    pass.k = p.symmetric() ? pass.q : tile_side(side[1], p.k_group);
-    pass.symmetric = p.symmetric();
-    pass.period = p.ntxent ? p.rows / 2 : p.symmetric() && !p.q_group ? p.rows : 0;
+    pass.k = p.symmetric ? pass.q : tile_side(side[1], p.k_group);
+    pass.symmetric = p.symmetric;
+    pass.period = p.ntxent ? p.rows / 2 : p.symmetric && !p.q_group ? p.rows : 0;
     pass.panels = panels;
     pass.scale = p.scale;
     pass.gradient_stride = size_t(rows.stride) / size_of(element);
@@ -616,7 +616,7 @@ void cuda_contrast_forward(const CudaContrast& problem, const CudaContrastForwar
 size_t cuda_contrast_backward_bytes(const CudaContrast& problem) {
   Plan plan(problem, nullptr, true);
   plan.scratch.array<float>(std::max(plan.gradient_count(plan.pass.q, plan.pass.k),
-                                     problem.symmetric() ? 0 : plan.gradient_count(plan.pass.k, plan.pass.q)));
+                                     problem.symmetric ? 0 : plan.gradient_count(plan.pass.k, plan.pass.q)));
   plan.scratch.array<float>(blocks_of(problem.rows, kWarps));
   plan.scratch.array<unsigned>(1);
   return plan.scratch.used();
@@ -627,7 +627,7 @@ void cuda_contrast_backward(const CudaContrast& problem, const CudaContrastBackw
   Plan plan(problem, memory, true);
   float* gradient = plan.scratch.array<float>(
       std::max(plan.gradient_count(plan.pass.q, plan.pass.k),
-               problem.symmetric() ? 0 : plan.gradient_count(plan.pass.k, plan.pass.q)));
+               problem.symmetric ? 0 : plan.gradient_count(plan.pass.k, plan.pass.q)));
   float* scale_partial = plan.scratch.array<float>(blocks_of(problem.rows, kWarps));
   unsigned* ticket = plan.scratch.array<unsigned>(1);
   plan.prepare(&out, ticket, stream);
@@ -658,7 +658,7 @@ void cuda_contrast_backward(const CudaContrast& problem, const CudaContrastBackw
   side(plan.pass, true, problem.q, out.grad_q);
   TilePass back = plan.pass;
   std::swap(back.q, back.k);
-  if (!problem.symmetric()) side(back, false, problem.k, out.grad_k);
+  if (!problem.symmetric) side(back, false, problem.k, out.grad_k);
 }
 
 }  // namespace fastcl

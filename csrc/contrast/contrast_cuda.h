@@ -36,7 +36,8 @@ constexpr int kCudaMaxRows = 1 << 24;
 // Two views of one batch, or two matrices. Rows and arrays are contiguous; arrays are null where they are not there.
 struct CudaContrast {
   const void* q;   // [rows, dim]; ntxent: the first view, [rows / 2, dim]
-  const void* k;   // [cols, dim], null: symmetric; ntxent: the second view, [rows / 2, dim]
+  const void* k;   // [cols, dim]; not read where symmetric; ntxent: the second view, [rows / 2, dim]
+  bool symmetric;  // k is q
   bool ntxent;     // symmetric, rows of both views normalised, pairs of one sample left out
   FloatType type;  // of q, k and their gradients
   int rows, cols;  // symmetric: cols = rows
@@ -45,7 +46,6 @@ struct CudaContrast {
   const int64_t* q_group;  // [rows]
   const int64_t* k_group;  // [cols]; not read where symmetric
   CudaProducts products;
-  bool symmetric() const { return ntxent || !k; }
 };
 
 struct CudaContrastForward {
