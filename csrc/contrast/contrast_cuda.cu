@@ -293,10 +293,10 @@ struct Shares {
   int first, last;
 };
 __device__ __forceinline__ Shares shares_of(const TileOrder& order, int shares, int block) {
-  const int64_t begin = order.before(block), end = order.before(block + 1);
+  const int begin = order.before(block), end = order.before(block + 1);
   if (begin == end) return {0, -1};
-  const int64_t share = order.share(shares);
-  return {static_cast<int>(begin / share), static_cast<int>((end - 1) / share)};
+  const int share = order.share(shares);
+  return {begin / share, (end - 1) / share};
 }
 
 __device__ __forceinline__ PowerSum row_sum(const TilePass& p, const TileOrder& order, int block, int row) {
@@ -361,7 +361,7 @@ __global__ void __launch_bounds__(kThreads) finish_backward(FinishBackward p) {
   const int i = blockIdx.x * kWarps + threadIdx.x / 32;
   float along = 0.f;
   if (i < rows) {
-    const TileOrder order = {TileOrder::kRectangle, tiles.q.blocks(), tiles.k.tiles(), 0, 0};
+    const TileOrder order = backward_order(tiles);
     const int block = i / kBlockRows;
     const Shares shares = shares_of(order, tiles.shares, block);
     const size_t stride = tiles.gradient_stride;
@@ -448,6 +448,22 @@ class Cutter {
   size_t used_ = 0;
 };
 
+template <class Visit>
+void with_products(CudaProducts products, Visit visit) {
+  switch (products) {
+    case CudaProducts::kSimt:
+      return visit(SimtProducts());
+    case CudaProducts::kTf32x3:
+      return visit(Tf32Products<2>());
+    case CudaProducts::kTf32:
+      return visit(Tf32Products<1>());
+    case CudaProducts::kBFloat16:
+      return visit(HalfProducts<BFloat16Values>());
+    case CudaProducts::kFloat16:
+      return visit(HalfProducts<Float16Values>());
+  }
+}
+
 // Everything that the passes over one problem share.
 struct Plan {
   const CudaContrast& problem;
@@ -503,18 +519,25 @@ struct Plan {
     pass.col_stride = padded(pass.k.count);
     const size_t column_sums = row_blocks * pass.col_stride;
     pass.column_room = column_sums * sizeof(float) <= kColumnRoom;
-    const int64_t tiles = int64_t(row_blocks) * pass.k.tiles() + (columns ? int64_t(back_blocks) * pass.q.tiles() : 0);
+    const int64_t tiles = int64_t(row_blocks) * pass.k.tiles(kForwardCols) +
+                          (columns ? int64_t(back_blocks) * pass.q.tiles(kForwardCols) : 0);
     pass.shares = shares(tiles, 1);
     pass.row_partial =
         scratch.array<float2>((size_t(pass.shares) + row_blocks + (columns ? back_blocks : 0)) * kBlockRows);
     if (pass.column_room && (columns || pass.symmetric)) pass.col_partial = scratch.array<float>(column_sums);
   }
 
-  int gradient_chunks() const { return blocks_of(problem.dim, kGradientDims); }
+  // Thread blocks that share the dimensions of a gradient.
+  int gradient_chunks() const {
+    int chunks = 0;
+    with_products(problem.products,
+                  [&](auto products) { chunks = blocks_of(panels, decltype(products)::kGradientPanels); });
+    return chunks;
+  }
 
   // The partial sums of one side's gradient; both sides take the same memory in turn.
   size_t gradient_count(const TileSide& q, const TileSide& k) const {
-    return (size_t(shares(int64_t(q.blocks()) * k.tiles(), gradient_chunks())) + q.blocks()) * kBlockRows *
+    return (size_t(shares(int64_t(q.blocks()) * k.tiles(kBackwardCols), gradient_chunks())) + q.blocks()) * kBlockRows *
            pass.gradient_stride;
   }
 
@@ -563,22 +586,6 @@ struct Plan {
   }
 };
 
-template <class Visit>
-void with_products(CudaProducts products, Visit visit) {
-  switch (products) {
-    case CudaProducts::kSimt:
-      return visit(SimtProducts());
-    case CudaProducts::kTf32x3:
-      return visit(Tf32Products<2>());
-    case CudaProducts::kTf32:
-      return visit(Tf32Products<1>());
-    case CudaProducts::kBFloat16:
-      return visit(HalfProducts<BFloat16Values>());
-    case CudaProducts::kFloat16:
-      return visit(HalfProducts<Float16Values>());
-  }
-}
-
 }  // namespace
 
 CudaProducts cuda_products(FloatType type, const char* precision, int capability) {
@@ -605,7 +612,7 @@ void cuda_contrast_forward(const CudaContrast& problem, const CudaContrastForwar
     with_products(problem.products, [&](auto products) {
       using P = decltype(products);
       cuda::launch(contrast_forward_tiles<P>, dim3(pass.shares), dim3(kTileThreads),
-                   TileStream<P>::shared_bytes(pass.panels), stream, pass);
+                   TileStream<P, kForwardCols>::shared_bytes(pass.panels), stream, pass);
     });
   const int64_t values = int64_t(problem.rows) + (out.col_lse ? problem.cols : 0);
   if (values)
@@ -635,13 +642,13 @@ void cuda_contrast_backward(const CudaContrast& problem, const CudaContrastBackw
   const auto side = [&](TilePass pass, bool is_q, const void* from, void* grad) {
     if (!grad || !pass.q.count) return;
     pass.gradient = gradient;
-    pass.shares = Plan::shares(int64_t(pass.q.blocks()) * pass.k.tiles(), plan.gradient_chunks());
+    pass.shares = Plan::shares(int64_t(pass.q.blocks()) * pass.k.tiles(kBackwardCols), plan.gradient_chunks());
     // Both sides' weights are in every tile.
     if (pass.k.count)
       with_products(problem.products, [&](auto products) {
         using P = decltype(products);
         cuda::launch(contrast_backward_tiles<P>, dim3(pass.shares, plan.gradient_chunks()), dim3(kTileThreads),
-                     TileStream<P>::shared_bytes(pass.panels), stream, pass, plan.side[0].largest_weight,
+                     TileStream<P, kBackwardCols>::shared_bytes(pass.panels), stream, pass, plan.side[0].largest_weight,
                      plan.side[0].padded / kPrepareRows, plan.side[1].largest_weight,
                      plan.side[1].padded / kPrepareRows);
       });

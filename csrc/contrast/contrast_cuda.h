@@ -31,7 +31,7 @@ enum class CudaProducts {
 CudaProducts cuda_products(FloatType type, const char* precision, int capability);
 
 constexpr int kCudaMaxDim = 2048;
-constexpr int kCudaMaxRows = 1 << 24;
+constexpr int kCudaMaxRows = 1 << 21;  // the number of tiles fits an int
 
 // Two views of one batch, or two matrices. Rows and arrays are contiguous; arrays are null where they are not there.
 struct CudaContrast {

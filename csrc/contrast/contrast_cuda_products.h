@@ -65,6 +65,7 @@ struct HalfProducts {
   static constexpr int kPanel = kPanelBytes / kElementBytes;  // elements
   static constexpr bool kNarrowRange = Values::kNarrowRange;  // the gradient's fragments need a scale of their own
   static constexpr int kStages = 3;
+  static constexpr int kGradientPanels = 2;  // of the gradient that one thread block forms
 
   template <int kRowFragments, int kColFragments>
   static __device__ __forceinline__ void multiply(float (&s)[kRowFragments][kColFragments][4], const unsigned char* a,
@@ -142,6 +143,7 @@ struct Tf32Products {
   static constexpr int kPanel = kPanelBytes / kElementBytes;
   static constexpr bool kNarrowRange = false;
   static constexpr int kStages = 3;
+  static constexpr int kGradientPanels = 4;
 
   template <int kFragments>
   struct Split {
@@ -235,6 +237,7 @@ struct SimtProducts {
   static constexpr int kPanel = kPanelBytes / kElementBytes;
   static constexpr bool kNarrowRange = false;
   static constexpr int kStages = 2;
+  static constexpr int kGradientPanels = 2;
 
   static __device__ __forceinline__ float dot(float4 a, float4 b, float sum) {
     return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));

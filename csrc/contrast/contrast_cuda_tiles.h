@@ -1,4 +1,4 @@
-// The tile kernels of contrast_cuda.cu. A block of four warps takes 128 rows, 32 a warp, and lets tiles of 64 columns
+// The tile kernels of contrast_cuda.cu. A block of four warps takes 128 rows, 32 a warp, and lets tiles of columns
 // stream by: similarities, their exponentials and the gradient's sums stay in registers, as in FlashAttention with
 // Q = K = V. Rows are the M of the products, columns the N.
 //
@@ -15,12 +15,11 @@
 namespace fastcl {
 
 constexpr int kBlockRows = 128;
-constexpr int kTileCols = 64;
+constexpr int kForwardCols = 64;   // of a tile
+constexpr int kBackwardCols = 32;  // likewise: the gradient's sums take most registers
 constexpr int kTileThreads = 128;
 constexpr int kWarpRows = 32;
 constexpr int kRowFragments = kWarpRows / 16;
-constexpr int kColFragments = kTileCols / 8;
-constexpr int kGradientDims = 128;    // of the gradient that one block forms; more dims, more blocks
 constexpr int kResidentPanels = 4;    // rows up to this long stay in shared memory; longer ones stream as the columns do
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 // e^50 times 2^20 terms stays in float32's range, and so does its inverse.
@@ -45,7 +44,7 @@ struct TileSide {
   int count;
 
   FASTCL_HD int blocks() const { return (count + kBlockRows - 1) / kBlockRows; }
-  FASTCL_HD int tiles() const { return (count + kTileCols - 1) / kTileCols; }
+  FASTCL_HD int tiles(int cols) const { return (count + cols - 1) / cols; }
 };
 
 // The tiles of a pass as one list, row block by row block.
@@ -57,19 +56,20 @@ struct TileOrder {
   } kind;
   int row_blocks, col_tiles;    // q by k
   int back_blocks, back_tiles;  // k by q
+  int block_tiles;              // tiles as wide as a block of rows
 
   FASTCL_HD int blocks() const { return kind == kBoth ? row_blocks + back_blocks : row_blocks; }
-  FASTCL_HD int first_tile(int block) const { return kind == kTriangle ? block * (kBlockRows / kTileCols) : 0; }
+  FASTCL_HD int first_tile(int block) const { return kind == kTriangle ? block * block_tiles : 0; }
   // Tiles of all blocks before `block`.
-  FASTCL_HD int64_t before(int block) const {
-    if (kind == kTriangle) return int64_t(block) * col_tiles - int64_t(block) * (block - 1);
-    if (block <= row_blocks) return int64_t(block) * col_tiles;
-    return int64_t(row_blocks) * col_tiles + int64_t(block - row_blocks) * back_tiles;
+  FASTCL_HD int before(int block) const {
+    if (kind == kTriangle) return block * col_tiles - block_tiles * (block * (block - 1) / 2);
+    if (block <= row_blocks) return block * col_tiles;
+    return row_blocks * col_tiles + (block - row_blocks) * back_tiles;
   }
-  FASTCL_HD int64_t total() const { return before(blocks()); }
+  FASTCL_HD int total() const { return before(blocks()); }
   // Tiles of each of `shares` thread blocks.
-  FASTCL_HD int64_t share(int shares) const { return (total() + shares - 1) / shares; }
-  FASTCL_HD int block_of(int64_t tile) const {
+  FASTCL_HD int share(int shares) const { return (total() + shares - 1) / shares; }
+  FASTCL_HD int block_of(int tile) const {
     int low = 0, high = blocks() - 1;
     while (low < high) {
       const int middle = (low + high + 1) / 2;
@@ -135,11 +135,17 @@ FASTCL_HD inline TileOrder forward_order(const TilePass& p, bool bounded) {
   const bool from_tiles = bounded && p.column_room;
   const TileOrder::Kind kind = p.symmetric ? (from_tiles ? TileOrder::kTriangle : TileOrder::kRectangle)
                                            : (p.columns && !from_tiles ? TileOrder::kBoth : TileOrder::kRectangle);
-  return {kind, p.q.blocks(), p.k.tiles(), p.k.blocks(), p.q.tiles()};
+  return {kind, p.q.blocks(), p.k.tiles(kForwardCols), p.k.blocks(), p.q.tiles(kForwardCols),
+          kBlockRows / kForwardCols};
 }
 
-// The columns' panels, and the rows' where they are not resident, on their way through a ring of stages.
-template <class P>
+// Of the gradient of q's rows.
+FASTCL_HD inline TileOrder backward_order(const TilePass& p) {
+  return {TileOrder::kRectangle, p.q.blocks(), p.k.tiles(kBackwardCols), 0, 0, 0};
+}
+
+// The panels of tiles of kCols columns, and the rows' where they are not resident, on their way through a ring of stages.
+template <class P, int kCols>
 class TileStream {
  public:
   __device__ TileStream(const TilePass& p, unsigned char* shared)
@@ -148,7 +154,7 @@ class TileStream {
   static size_t shared_bytes(int panels) {
     const bool resident = panels <= kResidentPanels;
     return size_t(kPanelBytes) *
-           (resident ? panels * kBlockRows + P::kStages * kTileCols : P::kStages * (kTileCols + kBlockRows));
+           (resident ? panels * kBlockRows + P::kStages * kCols : P::kStages * (kCols + kBlockRows));
   }
 
   // Tiles [begin, end) of `cols`, each `gradient_panels` panels from `gradient_panel` on once more.
@@ -177,12 +183,12 @@ class TileStream {
   }
 
   __device__ const unsigned char* rows(const unsigned char* stage, int panel) const {
-    return resident_ ? shared_ + panel * (kBlockRows * kPanelBytes) : stage + kTileCols * kPanelBytes;
+    return resident_ ? shared_ + panel * (kBlockRows * kPanelBytes) : stage + kCols * kPanelBytes;
   }
 
  private:
   __device__ size_t stride() const { return size_t(panels_) * kPanelBytes; }
-  __device__ int stage_bytes() const { return (resident_ ? kTileCols : kTileCols + kBlockRows) * kPanelBytes; }
+  __device__ int stage_bytes() const { return (resident_ ? kCols : kCols + kBlockRows) * kPanelBytes; }
   __device__ unsigned char* ring() const {
     return shared_ + (resident_ ? panels_ * (kBlockRows * kPanelBytes) : 0);
   }
@@ -200,8 +206,8 @@ class TileStream {
       unsigned char* stage = ring() + load_stage_ * stage_bytes();
       const bool again = step_ >= panels_;
       const int panel = again ? gradient_panel_ + step_ - panels_ : step_;
-      copy(stage, cols_ + size_t(tile_) * kTileCols * stride(), kTileCols, panel);
-      if (!resident_ && !again) copy(stage + kTileCols * kPanelBytes, rows_, kBlockRows, panel);
+      copy(stage, cols_ + size_t(tile_) * kCols * stride(), kCols, panel);
+      if (!resident_ && !again) copy(stage + kCols * kPanelBytes, rows_, kBlockRows, panel);
       if (++step_ == steps_) step_ = 0, ++tile_;
     }
     cuda::cp_async_commit();
@@ -215,7 +221,8 @@ class TileStream {
   int tile_, end_, step_, steps_, gradient_panel_, load_stage_, use_stage_;
 };
 
-using TileSums = float[kRowFragments][kColFragments][4];
+template <int kCols>
+using TileSums = float[kRowFragments][kCols / 8][4];
 
 // The row of this thread's element 2 h of fragment m, within the block; and the column of its element 0 of fragment n.
 __device__ __forceinline__ int row_of(int m, int h) {
@@ -223,28 +230,37 @@ __device__ __forceinline__ int row_of(int m, int h) {
 }
 __device__ __forceinline__ int col_of(int n) { return 8 * n + 2 * (lane_id() & 3); }
 
-template <class P>
-__device__ __forceinline__ void multiply_tile(TileStream<P>& stream, int panels, TileSums& s) {
+// Whether this warp has any row that is not padding; the others only help to copy.
+__device__ __forceinline__ bool warp_is_live(const TileSide& rows, int row0) {
+  return row0 + static_cast<int>(threadIdx.x) / 32 * kWarpRows < rows.count;
+}
+
+// s = the products of this warp's rows with the stream's next tile.
+template <class P, int kCols>
+__device__ __forceinline__ void multiply_tile(TileStream<P, kCols>& stream, int panels, bool live,
+                                              TileSums<kCols>& s) {
 #pragma unroll
   for (int m = 0; m < kRowFragments; ++m)
 #pragma unroll
-    for (int n = 0; n < kColFragments; ++n)
+    for (int n = 0; n < kCols / 8; ++n)
 #pragma unroll
       for (int e = 0; e < 4; ++e) s[m][n][e] = 0.f;
 #pragma unroll 1
   for (int panel = 0; panel < panels; ++panel) {
     const unsigned char* stage = stream.next();
-    P::template multiply<kRowFragments, kColFragments>(s, stream.rows(stage, panel), threadIdx.x / 32 * kWarpRows,
+    if (!live) continue;
+    P::template multiply<kRowFragments, kCols / 8>(s, stream.rows(stage, panel), threadIdx.x / 32 * kWarpRows,
                                                        stage);
   }
 }
 
 // Whether a tile holds padding or a pair that is left out.
+template <int kCols>
 __device__ __forceinline__ bool tile_is_masked(const TilePass& p, const TileSide& cols, int row0, int col0) {
-  if (cols.group || col0 + kTileCols > cols.count) return true;
+  if (cols.group || col0 + kCols > cols.count) return true;
   if (!p.period) return false;
   // i - j runs from low to high; is there a multiple of the period?
-  const int low = row0 - col0 - (kTileCols - 1), high = row0 - col0 + kBlockRows - 1;
+  const int low = row0 - col0 - (kCols - 1), high = row0 - col0 + kBlockRows - 1;
   return low <= 0 ? high >= 0 || -low / p.period * p.period >= -high : high / p.period * p.period >= low;
 }
 
@@ -258,10 +274,11 @@ __device__ __forceinline__ bool is_kept(const TilePass& p, const TileSide& rows,
 }
 
 // Sets x to minus infinity where a pair is left out.
+template <int kCols>
 __device__ __forceinline__ void mask_tile(const TilePass& p, const TileSide& rows, const TileSide& cols, int row0,
-                                          int col0, TileSums& x) {
+                                          int col0, TileSums<kCols>& x) {
 #pragma unroll
-  for (int n = 0; n < kColFragments; ++n)
+  for (int n = 0; n < kCols / 8; ++n)
 #pragma unroll
     for (int m = 0; m < kRowFragments; ++m)
 #pragma unroll
@@ -284,23 +301,25 @@ __device__ __forceinline__ PowerSum merge(PowerSum a, PowerSum b) {
 }
 
 // Sums of 16 columns over the 8 row groups of a warp: afterwards lane l has columns 2 l and 2 l + 1 of the tile.
-__device__ __forceinline__ float2 sum_columns(float (&sums)[2 * kColFragments]) {
+__device__ __forceinline__ float2 sum_columns(float (&sums)[kForwardCols / 4]) {
 #pragma unroll
-  for (int half = kColFragments, step = 16; step >= 4; half /= 2, step /= 2) {
+  for (int round = 0; round < 3; ++round) {
+    const int half = kForwardCols / 8 >> round, step = 16 >> round;
     const bool upper = lane_id() & step;
 #pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const float other = __shfl_xor_sync(~0u, upper ? sums[i] : sums[i + half], step);
-      sums[i] = (upper ? sums[i + half] : sums[i]) + other;
+    for (int i = 0; i < kForwardCols / 8; ++i) {
+      if (i >= half) break;
+      const float low = sums[i], high = sums[i + half];
+      sums[i] = (upper ? high : low) + __shfl_xor_sync(~0u, upper ? low : high, step);
     }
   }
   return {sums[0], sums[1]};
 }
 
 template <class P, bool kBounded>
-__device__ __forceinline__ void forward_segment(const TilePass& p, TileStream<P>& stream, const TileSide& rows,
+__device__ __forceinline__ void forward_segment(const TilePass& p, TileStream<P, kForwardCols>& stream, const TileSide& rows,
                                                 const TileSide& cols, int block, int begin, int end, bool columns,
-                                                size_t slot) {
+                                                int slot) {
   FASTCL_SHARED(float2, col_sums, [kTileThreads / 32][32]);
   const int row0 = block * kBlockRows;
   float factor[kRowFragments][2];
@@ -312,21 +331,22 @@ __device__ __forceinline__ void forward_segment(const TilePass& p, TileStream<P>
       factor[m][h] = *p.scale * kLog2E * rows.factor[row0 + row_of(m, h)];
       total[m][h] = {kBounded ? 0.f : -INFINITY, 0.f};
     }
+  const bool live = warp_is_live(rows, row0);
   stream.start(rows, cols, row0, begin, end, 0, 0);
 #pragma unroll 1
   for (int tile = begin; tile < end; ++tile) {
-    const int col0 = tile * kTileCols;
-    TileSums x;
-    multiply_tile(stream, p.panels, x);
+    const int col0 = tile * kForwardCols;
+    TileSums<kForwardCols> x;
+    multiply_tile<P, kForwardCols>(stream, p.panels, live, x);
 #pragma unroll
-    for (int n = 0; n < kColFragments; ++n) {
+    for (int n = 0; n < kForwardCols / 8; ++n) {
       const float2 col = *reinterpret_cast<const float2*>(cols.factor + col0 + col_of(n));
 #pragma unroll
       for (int m = 0; m < kRowFragments; ++m)
 #pragma unroll
         for (int e = 0; e < 4; ++e) x[m][n][e] *= factor[m][e / 2] * (e % 2 ? col.y : col.x);
     }
-    if (tile_is_masked(p, cols, row0, col0)) mask_tile(p, rows, cols, row0, col0, x);
+    if (tile_is_masked<kForwardCols>(p, cols, row0, col0)) mask_tile<kForwardCols>(p, rows, cols, row0, col0, x);
 #pragma unroll
     for (int m = 0; m < kRowFragments; ++m)
 #pragma unroll
@@ -336,14 +356,14 @@ __device__ __forceinline__ void forward_segment(const TilePass& p, TileStream<P>
         if constexpr (!kBounded) {
           float largest = row.reference;
 #pragma unroll
-          for (int n = 0; n < kColFragments; ++n) largest = fmaxf(largest, fmaxf(x[m][n][2 * h], x[m][n][2 * h + 1]));
+          for (int n = 0; n < kForwardCols / 8; ++n) largest = fmaxf(largest, fmaxf(x[m][n][2 * h], x[m][n][2 * h + 1]));
           reference = usable_reference(largest);
           row.sum *= cuda::exp2_approx(row.reference - reference);
           row.reference = largest;
         }
         float sum = 0.f;
 #pragma unroll
-        for (int n = 0; n < kColFragments; ++n)
+        for (int n = 0; n < kForwardCols / 8; ++n)
 #pragma unroll
           for (int e = 2 * h; e < 2 * h + 2; ++e) {
             x[m][n][e] = cuda::exp2_approx(kBounded ? x[m][n][e] : x[m][n][e] - reference);
@@ -352,10 +372,10 @@ __device__ __forceinline__ void forward_segment(const TilePass& p, TileStream<P>
         row.sum += sum;
       }
     // Tiles on the diagonal hold both pairs of two rows, so that their columns count as rows already.
-    if (kBounded && columns && (!p.symmetric || tile / (kBlockRows / kTileCols) != block)) {
-      float sums[2 * kColFragments];
+    if (kBounded && columns && (!p.symmetric || tile / (kBlockRows / kForwardCols) != block)) {
+      float sums[kForwardCols / 4];
 #pragma unroll
-      for (int n = 0; n < kColFragments; ++n)
+      for (int n = 0; n < kForwardCols / 8; ++n)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           sums[2 * n + e] = 0.f;
@@ -387,23 +407,21 @@ __device__ __forceinline__ void forward_segment(const TilePass& p, TileStream<P>
       for (int step = 1; step < 4; step *= 2)
         row = merge(row, {__shfl_xor_sync(~0u, row.reference, step), __shfl_xor_sync(~0u, row.sum, step)});
       if ((lane_id() & 3) == 0)
-        p.row_partial[slot * kBlockRows + row_of(m, h)] = make_float2(row.reference, row.sum);
+        p.row_partial[size_t(slot) * kBlockRows + row_of(m, h)] = make_float2(row.reference, row.sum);
     }
 }
 
 // Calls segment(block, begin, end, slot) for each run of tiles of one row block in this thread block's share.
 template <class Segment>
 __device__ __forceinline__ void for_each_segment(const TileOrder& order, int shares, Segment segment) {
-  const int64_t share = order.share(shares), total = order.total();
-  int64_t tile = share * blockIdx.x;
-  const int64_t stop = tile + share < total ? tile + share : total;
-  if (tile >= stop) return;
+  const int share = order.share(shares), total = order.total();
+  int tile = share * blockIdx.x;
+  if (tile >= total) return;
+  const int stop = total - tile < share ? total : tile + share;
   for (int block = order.block_of(tile); tile < stop; ++block) {
-    const int64_t before = order.before(block), after = order.before(block + 1);
-    const int64_t last = after < stop ? after : stop;
-    const int first = order.first_tile(block);
-    segment(block, first + static_cast<int>(tile - before), first + static_cast<int>(last - before),
-            size_t(blockIdx.x) + block);
+    const int after = order.before(block + 1), last = after < stop ? after : stop;
+    const int offset = order.first_tile(block) - order.before(block);
+    segment(block, tile + offset, last + offset, blockIdx.x + block);
     tile = last;
   }
 }
@@ -414,8 +432,8 @@ __global__ void __launch_bounds__(kTileThreads) contrast_forward_tiles(TilePass 
   const bool bounded = logits_are_bounded<kTileThreads>(p);
   const TileOrder order = forward_order(p, bounded);
   const bool columns = bounded && p.column_room && (p.symmetric || p.columns);
-  TileStream<P> stream(p, shared);
-  for_each_segment(order, p.shares, [&](int block, int begin, int end, size_t slot) {
+  TileStream<P, kForwardCols> stream(p, shared);
+  for_each_segment(order, p.shares, [&](int block, int begin, int end, int slot) {
     const bool back = block >= order.row_blocks;
     const TileSide &rows = back ? p.k : p.q, &cols = back ? p.q : p.k;
     const int own = back ? block - order.row_blocks : block;
@@ -430,7 +448,7 @@ __global__ void __launch_bounds__(kTileThreads) contrast_forward_tiles(TilePass 
 // (the product that follows takes stored rows) and `magnitude`.
 template <bool kBounded>
 __device__ __forceinline__ void gradient_of_tile(const TilePass& p, const TileSide& rows, const TileSide& cols,
-                                                 int row0, int col0, float magnitude, TileSums& x) {
+                                                 int row0, int col0, float magnitude, TileSums<kBackwardCols>& x) {
   const float scale = *p.scale * kLog2E;
   RowTerm row[kRowFragments][2];
 #pragma unroll
@@ -440,9 +458,9 @@ __device__ __forceinline__ void gradient_of_tile(const TilePass& p, const TileSi
       row[m][h] = rows.term[row0 + row_of(m, h)];
       row[m][h].factor *= scale;
     }
-  const bool masked = tile_is_masked(p, cols, row0, col0);
+  const bool masked = tile_is_masked<kBackwardCols>(p, cols, row0, col0);
 #pragma unroll
-  for (int n = 0; n < kColFragments; ++n)
+  for (int n = 0; n < kBackwardCols / 8; ++n)
 #pragma unroll
     for (int odd = 0; odd < 2; ++odd) {
       const int j = col0 + col_of(n) + odd;
@@ -472,23 +490,23 @@ __device__ __forceinline__ float float16_magnitude(float largest_weight) {
   return largest_weight > 0.f ? exp2f(12.f - ceilf(log2f(largest_weight))) : 1.f;
 }
 
-// The gradient of q's rows, from every column: dimensions kGradientDims * blockIdx.y and on.
+// The gradient of q's rows, from every column: P::kGradientPanels panels of it, by blockIdx.y.
 template <class P>
 __global__ void __launch_bounds__(kTileThreads) contrast_backward_tiles(TilePass p, const float* q_weights,
                                                                         int q_weight_count, const float* k_weights,
                                                                         int k_weight_count) {
   FASTCL_DYNAMIC_SHARED(shared);
-  constexpr int kPanels = kGradientDims / P::kPanel;
+  constexpr int kPanels = P::kGradientPanels;
   const bool bounded = logits_are_bounded<kTileThreads>(p);
   float magnitude = 1.f;
   if constexpr (P::kNarrowRange)
     magnitude = float16_magnitude(fmaxf(block_max<kTileThreads>(q_weights, q_weight_count),
                                         block_max<kTileThreads>(k_weights, k_weight_count)));
-  const TileOrder order = {TileOrder::kRectangle, p.q.blocks(), p.k.tiles(), 0, 0};
+  const TileOrder order = backward_order(p);
   const int first_panel = blockIdx.y * kPanels;
   const int live_panels = p.panels - first_panel < kPanels ? p.panels - first_panel : kPanels;
-  TileStream<P> stream(p, shared);
-  for_each_segment(order, p.shares, [&](int block, int begin, int end, size_t slot) {
+  TileStream<P, kBackwardCols> stream(p, shared);
+  for_each_segment(order, p.shares, [&](int block, int begin, int end, int slot) {
     float sums[kPanels][kRowFragments][P::kPanel / 8][4];
 #pragma unroll
     for (int panel = 0; panel < kPanels; ++panel)
@@ -499,20 +517,23 @@ __global__ void __launch_bounds__(kTileThreads) contrast_backward_tiles(TilePass
 #pragma unroll
           for (int e = 0; e < 4; ++e) sums[panel][m][n][e] = 0.f;
     const int row0 = block * kBlockRows;
+    const bool live = warp_is_live(p.q, row0);
     stream.start(p.q, p.k, row0, begin, end, first_panel, live_panels);
 #pragma unroll 1
     for (int tile = begin; tile < end; ++tile) {
-      TileSums x;
-      multiply_tile(stream, p.panels, x);
+      TileSums<kBackwardCols> x;
+      multiply_tile<P, kBackwardCols>(stream, p.panels, live, x);
       if (bounded)
-        gradient_of_tile<true>(p, p.q, p.k, row0, tile * kTileCols, magnitude, x);
+        gradient_of_tile<true>(p, p.q, p.k, row0, tile * kBackwardCols, magnitude, x);
       else
-        gradient_of_tile<false>(p, p.q, p.k, row0, tile * kTileCols, magnitude, x);
-      const typename P::template Gradient<kRowFragments, kColFragments> g(x);
+        gradient_of_tile<false>(p, p.q, p.k, row0, tile * kBackwardCols, magnitude, x);
+      const typename P::template Gradient<kRowFragments, kBackwardCols / 8> g(x);
 #pragma unroll
       for (int panel = 0; panel < kPanels; ++panel)
-        if (panel < live_panels)
-          P::template accumulate<kRowFragments, kColFragments>(sums[panel], g, stream.next());
+        if (panel < live_panels) {
+          const unsigned char* stage = stream.next();
+          if (live) P::template accumulate<kRowFragments, kBackwardCols / 8>(sums[panel], g, stage);
+        }
     }
     const float restore = 1.f / magnitude;
 #pragma unroll
@@ -522,7 +543,7 @@ __global__ void __launch_bounds__(kTileThreads) contrast_backward_tiles(TilePass
         for (int m = 0; m < kRowFragments; ++m)
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
-            float* out = p.gradient + (slot * kBlockRows + row_of(m, h)) * p.gradient_stride + (first_panel + panel) * P::kPanel;
+            float* out = p.gradient + (size_t(slot) * kBlockRows + row_of(m, h)) * p.gradient_stride + (first_panel + panel) * P::kPanel;
 #pragma unroll
             for (int n = 0; n < P::kPanel / 8; ++n)
               *reinterpret_cast<float2*>(out + col_of(n)) =
