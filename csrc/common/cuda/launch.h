@@ -23,6 +23,7 @@
 #include <cstddef>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #define FASTCL_SHARED(type, name, dims) __shared__ __align__(16) type name dims
 // One array for all kernels of a file: an extern array of one name may have one type only.
@@ -54,8 +55,14 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t sh
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared_bytes)),
           "dynamic shared memory");
-  kernel<<<grid, block, shared_bytes, stream> > >(static_cast<Parameters>(arguments)...);
-  check(cudaGetLastError(), "launch");
+  std::tuple<Parameters...> values(static_cast<Parameters>(arguments)...);
+  std::apply(
+      [&](auto&... value) {
+        void* pointers[] = {&value..., nullptr};  // never an array of none
+        check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, pointers, shared_bytes, stream),
+              "launch");
+      },
+      values);
 }
 
 }  // namespace fastcl::cuda
