@@ -30,6 +30,9 @@ SANITIZERS = {
 # As setup.py has them for nvcc: no contraction, so that g++ and nvcc mean the same arithmetic.
 FLAGS = ["-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-march=native", "-Wall"]
 FLAGS += ["-Wno-unknown-pragmas", "-Wno-unused-variable", "-DFASTCL_EMULATED"]
+# As torch has them for nvcc.
+FLAGS += [f"-D__CUDA_NO_{name}__" for name in ("HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS")]
+FLAGS += ["-D__CUDA_NO_BFLOAT16_CONVERSIONS__"]
 TORCH_TARGET = "0x020d000000000000"
 
 
