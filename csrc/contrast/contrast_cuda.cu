@@ -92,8 +92,7 @@ __device__ __forceinline__ float4 plus(float4 a, float4 b, float factor) {
   return make_float4(fmaf(b.x, factor, a.x), fmaf(b.y, factor, a.y), fmaf(b.z, factor, a.z), fmaf(b.w, factor, a.w));
 }
 
-template <class T>
-__device__ __forceinline__ T warp_sum(T value) {
+__device__ __forceinline__ double warp_sum(double value) {
 #pragma unroll
   for (int step = 16; step; step /= 2) value += __shfl_xor_sync(~0u, value, step);
   return value;
@@ -154,11 +153,10 @@ struct PrepareSides {
   PreparedRows rows;
   const float* scale;
   float* grad_scale;  // set to 0, null in a forward pass
-  unsigned* ticket;   // set to 0, null in a forward pass
 };
 
 __global__ void __launch_bounds__(kThreads) prepare_sides(PrepareSides p) {
-  if (p.ticket && blockIdx.x == 0 && threadIdx.x == 0) *p.ticket = 0, *p.grad_scale = 0.f;
+  if (p.grad_scale && blockIdx.x == 0 && threadIdx.x == 0) *p.grad_scale = 0.f;
   const int first_blocks = p.to[0].padded / kPrepareRows;
   const int side = blockIdx.x >= first_blocks;
   const int block = side ? blockIdx.x - first_blocks : blockIdx.x;
@@ -203,8 +201,6 @@ struct PrepareViews {
   float* positive;  // [n], log2(e) * scaled similarity of the two views
   float* pull;      // [n], of a row by its positive, null in a forward pass
   const float* scale;
-  float* grad_scale;
-  unsigned* ticket;
 };
 
 __device__ __forceinline__ float row_norm(const Matrix& from, int i) {
@@ -226,7 +222,6 @@ __device__ __forceinline__ float row_norm(const Matrix& from, int i) {
 __device__ __forceinline__ float unit_factor(float norm) { return 1.f / (norm < kEps ? kEps : norm); }
 
 __global__ void __launch_bounds__(kThreads) prepare_views(PrepareViews p) {
-  if (p.ticket && blockIdx.x == 0 && threadIdx.x == 0) *p.ticket = 0, *p.grad_scale = 0.f;
   const int n = p.to.count / 2, padding = p.to.padded - p.to.count;
   // 16-bit rows stay as they are, but for a power of two that keeps their products in range; the rest is the factor.
   const bool exact = p.rows.element == p.from[0].type && p.rows.element != FloatType::kFloat32;
@@ -348,19 +343,32 @@ struct FinishBackward {
   Matrix from[2];  // q; ntxent: both views, [n, dim] each
   Matrix grad;     // of q
   const float* norm;
+  const float* positive;
   const float* pull;  // null but for ntxent
-  float* scale_partial;  // [blocks], null: no gradient of the scale
-  unsigned* ticket;
-  float* grad_scale;
+  float* grad_scale;  // null: not wanted
 };
 
-// The gradient of each row from its partial sums, a warp for each; the last block to be done sums the scale's.
+// s depends on scale q alone: scale d/dscale = sum of <q_i, d/dq_i> = sum of G_ij s_ij; where k is q, that counts each
+// pair twice. ntxent's positives are not among the G_ij.
+__device__ __forceinline__ void finish_scale(const FinishBackward& p) {
+  float sum = 0.f;
+  const int shares = p.tiles.k.count ? p.tiles.shares : 0;
+  for (int share = threadIdx.x; share < shares; share += kThreads) sum += p.tiles.scale_partial[share];
+  const int pairs = p.pull ? p.tiles.q.count / 2 : 0;
+  for (int i = threadIdx.x; i < pairs; i += kThreads) sum = fmaf(2.f * p.pull[i], p.positive[i], sum);
+  sum = block_sum<kThreads>(sum);
+  const float scale = *p.tiles.scale;
+  if (threadIdx.x == 0) *p.grad_scale = sum / ((p.tiles.symmetric ? 2.f : 1.f) * kLog2E * scale * scale);
+}
+
+// The gradient of each row from its partial sums, a warp for each; then a block for the scale's.
 __global__ void __launch_bounds__(kThreads) finish_backward(FinishBackward p) {
   const TilePass& tiles = p.tiles;
   const int rows = tiles.q.count;
+  if (p.grad_scale && blockIdx.x == gridDim.x - 1) return finish_scale(p);
   const int i = blockIdx.x * kWarps + threadIdx.x / 32;
-  float along = 0.f;
   if (i < rows) {
+    float along = 0.f;
     const TileOrder order = backward_order(tiles);
     const int block = i / kBlockRows;
     const Shares shares = shares_of(order, tiles.shares, block);
@@ -393,31 +401,6 @@ __global__ void __launch_bounds__(kThreads) finish_backward(FinishBackward p) {
       }
     }
   }
-  if (!p.scale_partial) return;
-  FASTCL_SHARED(float, parts, [kWarps]);
-  FASTCL_SHARED(bool, last, [1]);
-  if (lane_id() == 0) parts[threadIdx.x / 32] = along;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    float sum = 0.f;
-    for (int warp = 0; warp < kWarps; ++warp) sum += parts[warp];
-    p.scale_partial[blockIdx.x] = sum;
-    __threadfence();
-    last[0] = atomicAdd(p.ticket, 1u) == gridDim.x - 1;
-    __threadfence();
-  }
-  __syncthreads();
-  if (!last[0]) return;
-  float sum = 0.f;
-  for (int part = threadIdx.x; part < gridDim.x; part += kThreads) sum += __ldcg(p.scale_partial + part);
-  sum = warp_sum(sum);
-  if (lane_id() == 0) parts[threadIdx.x / 32] = sum;
-  __syncthreads();
-  if (threadIdx.x) return;
-  sum = 0.f;
-  for (int warp = 0; warp < kWarps; ++warp) sum += parts[warp];
-  // s depends on scale q alone: scale d/dscale = sum of <q_i, d/dq_i>; where k is q, that counts each pair twice.
-  *p.grad_scale = sum / ((tiles.symmetric ? 2.f : 1.f) * *tiles.scale);
 }
 
 // ---- host ----
@@ -535,13 +518,21 @@ struct Plan {
     return chunks;
   }
 
-  // The partial sums of one side's gradient; both sides take the same memory in turn.
-  size_t gradient_count(const TileSide& q, const TileSide& k) const {
-    return (size_t(shares(int64_t(q.blocks()) * k.tiles(kBackwardCols), gradient_chunks())) + q.blocks()) * kBlockRows *
-           pass.gradient_stride;
+  int backward_shares(const TileSide& q, const TileSide& k) const {
+    return shares(int64_t(q.blocks()) * k.tiles(kBackwardCols), gradient_chunks());
   }
 
-  void prepare_sides_launch(const CudaContrastBackward* out, unsigned* ticket, cuda::Stream stream) const {
+  // Both sides' gradients take the same memory in turn.
+  void backward() {
+    const auto blocks = [&](const TileSide& q, const TileSide& k) {
+      return size_t(backward_shares(q, k)) + q.blocks();
+    };
+    const size_t most = std::max(blocks(pass.q, pass.k), blocks(pass.k, pass.q));
+    pass.gradient = scratch.array<float>(most * kBlockRows * pass.gradient_stride);
+    pass.scale_partial = scratch.array<float>(backward_shares(pass.q, pass.k));
+  }
+
+  void prepare_sides_launch(const CudaContrastBackward* out, cuda::Stream stream) const {
     const CudaContrast& p = problem;
     const int blocks = std::max(1, (side[0].padded + side[1].padded) / kPrepareRows);
     PrepareSides s{{matrix(p.q, p.type, p.dim), matrix(p.k, p.type, p.dim)},
@@ -550,8 +541,7 @@ struct Plan {
                    {side[0], side[1]},
                    rows,
                    p.scale,
-                   nullptr,
-                   ticket};
+                   nullptr};
     if (out) {
       s.lse[0] = out->row_lse, s.lse[1] = out->col_lse;
       s.grad[0] = out->grad_row, s.grad[1] = out->grad_col;
@@ -560,7 +550,7 @@ struct Plan {
     cuda::launch(prepare_sides, dim3(blocks), dim3(kThreads), 0, stream, s);
   }
 
-  void prepare_views_launch(const CudaContrastBackward* out, unsigned* ticket, cuda::Stream stream) const {
+  void prepare_views_launch(const CudaContrastBackward* out, cuda::Stream stream) const {
     const CudaContrast& p = problem;
     const int n = p.rows / 2;
     PrepareViews v{{matrix(p.q, p.type, p.dim), matrix(p.k, p.type, p.dim)},
@@ -571,18 +561,16 @@ struct Plan {
                    norm,
                    positive,
                    pull,
-                   p.scale,
-                   out ? out->grad_scale : nullptr,
-                   ticket};
+                   p.scale};
     cuda::launch(prepare_views, dim3(blocks_of(n + side[0].padded - p.rows, kPrepareRows)), dim3(kThreads), 0, stream,
                  v);
   }
 
-  void prepare(const CudaContrastBackward* out, unsigned* ticket, cuda::Stream stream) const {
+  void prepare(const CudaContrastBackward* out, cuda::Stream stream) const {
     if (problem.ntxent)
-      prepare_views_launch(out, ticket, stream);
+      prepare_views_launch(out, stream);
     else
-      prepare_sides_launch(out, ticket, stream);
+      prepare_sides_launch(out, stream);
   }
 };
 
@@ -606,7 +594,7 @@ void cuda_contrast_forward(const CudaContrast& problem, const CudaContrastForwar
                            cuda::Stream stream) {
   Plan plan(problem, memory, false);
   plan.forward(out.col_lse != nullptr);
-  plan.prepare(nullptr, nullptr, stream);
+  plan.prepare(nullptr, stream);
   const TilePass& pass = plan.pass;
   if (pass.q.count && pass.k.count)
     with_products(problem.products, [&](auto products) {
@@ -622,28 +610,20 @@ void cuda_contrast_forward(const CudaContrast& problem, const CudaContrastForwar
 
 size_t cuda_contrast_backward_bytes(const CudaContrast& problem) {
   Plan plan(problem, nullptr, true);
-  plan.scratch.array<float>(std::max(plan.gradient_count(plan.pass.q, plan.pass.k),
-                                     problem.symmetric ? 0 : plan.gradient_count(plan.pass.k, plan.pass.q)));
-  plan.scratch.array<float>(blocks_of(problem.rows, kWarps));
-  plan.scratch.array<unsigned>(1);
+  plan.backward();
   return plan.scratch.used();
 }
 
 void cuda_contrast_backward(const CudaContrast& problem, const CudaContrastBackward& out, void* memory,
                             cuda::Stream stream) {
   Plan plan(problem, memory, true);
-  float* gradient = plan.scratch.array<float>(
-      std::max(plan.gradient_count(plan.pass.q, plan.pass.k),
-               problem.symmetric ? 0 : plan.gradient_count(plan.pass.k, plan.pass.q)));
-  float* scale_partial = plan.scratch.array<float>(blocks_of(problem.rows, kWarps));
-  unsigned* ticket = plan.scratch.array<unsigned>(1);
-  plan.prepare(&out, ticket, stream);
+  plan.backward();
+  plan.prepare(&out, stream);
 
   const auto side = [&](TilePass pass, bool is_q, const void* from, void* grad) {
     if (!grad || !pass.q.count) return;
-    pass.gradient = gradient;
-    pass.shares = Plan::shares(int64_t(pass.q.blocks()) * pass.k.tiles(kBackwardCols), plan.gradient_chunks());
-    // Both sides' weights are in every tile.
+    if (!is_q) pass.scale_partial = nullptr;
+    pass.shares = plan.backward_shares(pass.q, pass.k);
     if (pass.k.count)
       with_products(problem.products, [&](auto products) {
         using P = decltype(products);
@@ -656,11 +636,10 @@ void cuda_contrast_backward(const CudaContrast& problem, const CudaContrastBackw
                           {matrix(from, problem.type, problem.dim), matrix(problem.k, problem.type, problem.dim)},
                           matrix(grad, problem.type, problem.dim),
                           plan.norm,
+                          plan.positive,
                           plan.pull,
-                          is_q ? scale_partial : nullptr,
-                          ticket,
-                          out.grad_scale};
-    cuda::launch(finish_backward, dim3(blocks_of(pass.q.count, kWarps)), dim3(kThreads), 0, stream, finish);
+                          is_q ? out.grad_scale : nullptr};
+    cuda::launch(finish_backward, dim3(blocks_of(pass.q.count, kWarps) + is_q), dim3(kThreads), 0, stream, finish);
   };
   side(plan.pass, true, problem.q, out.grad_q);
   TilePass back = plan.pass;

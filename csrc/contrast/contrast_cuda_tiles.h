@@ -98,6 +98,7 @@ struct TilePass {
   size_t col_stride;
   float* gradient;  // [shares + blocks, kBlockRows, gradient_stride]
   size_t gradient_stride;  // dim, padded to whole panels
+  float* scale_partial;    // [shares], sums of G_ij x_ij; null: not wanted
 
   FASTCL_HD bool resident() const { return panels <= kResidentPanels; }
 };
@@ -105,6 +106,25 @@ struct TilePass {
 __device__ __forceinline__ float warp_max(float value) {
 #pragma unroll
   for (int step = 16; step; step /= 2) value = fmaxf(value, __shfl_xor_sync(~0u, value, step));
+  return value;
+}
+
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (int step = 16; step; step /= 2) value += __shfl_xor_sync(~0u, value, step);
+  return value;
+}
+
+// The sum over the block, in a fixed order, for every thread.
+template <int kThreads>
+__device__ __forceinline__ float block_sum(float value) {
+  FASTCL_SHARED(float, sums, [kThreads / 32]);
+  value = warp_sum(value);
+  if (lane_id() == 0) sums[threadIdx.x / 32] = value;
+  __syncthreads();
+  value = sums[0];
+#pragma unroll
+  for (int warp = 1; warp < kThreads / 32; ++warp) value += sums[warp];
   return value;
 }
 
@@ -445,9 +465,9 @@ __global__ void __launch_bounds__(kTileThreads) contrast_forward_tiles(TilePass 
 }
 
 // Turns similarities into their gradients: G_ij = w_i 2^(x_ij - l_i) + w_j 2^(x_ij - l_j), times the factor of column j
-// (the product that follows takes stored rows) and `magnitude`.
+// (the product that follows takes stored rows) and `magnitude`. Returns this thread's sum of G_ij x_ij.
 template <bool kBounded>
-__device__ __forceinline__ void gradient_of_tile(const TilePass& p, const TileSide& rows, const TileSide& cols,
+__device__ __forceinline__ float gradient_of_tile(const TilePass& p, const TileSide& rows, const TileSide& cols,
                                                  int row0, int col0, float magnitude, TileSums<kBackwardCols>& x) {
   const float scale = *p.scale * kLog2E;
   RowTerm row[kRowFragments][2];
@@ -459,6 +479,7 @@ __device__ __forceinline__ void gradient_of_tile(const TilePass& p, const TileSi
       row[m][h].factor *= scale;
     }
   const bool masked = tile_is_masked<kBackwardCols>(p, cols, row0, col0);
+  float sum = 0.f;
 #pragma unroll
   for (int n = 0; n < kBackwardCols / 8; ++n)
 #pragma unroll
@@ -479,10 +500,12 @@ __device__ __forceinline__ void gradient_of_tile(const TilePass& p, const TileSi
           else
             g = fmaf(r.weight, cuda::exp2_approx(logit - r.log2_sum),
                      col.weight * cuda::exp2_approx(logit - col.log2_sum));
+          if (masked && !is_kept(p, rows, cols, row0 + row_of(m, h), j)) g = 0.f;
+          sum = fmaf(g, logit, sum);
           value = g * out;
-          if (masked && !is_kept(p, rows, cols, row0 + row_of(m, h), j)) value = 0.f;
         }
     }
+  return sum;
 }
 
 // The power of two that brings gradients into float16's normal range.
@@ -506,6 +529,7 @@ __global__ void __launch_bounds__(kTileThreads) contrast_backward_tiles(TilePass
   const int first_panel = blockIdx.y * kPanels;
   const int live_panels = p.panels - first_panel < kPanels ? p.panels - first_panel : kPanels;
   TileStream<P, kBackwardCols> stream(p, shared);
+  float along = 0.f;
   for_each_segment(order, p.shares, [&](int block, int begin, int end, int slot) {
     float sums[kPanels][kRowFragments][P::kPanel / 8][4];
 #pragma unroll
@@ -523,10 +547,9 @@ __global__ void __launch_bounds__(kTileThreads) contrast_backward_tiles(TilePass
     for (int tile = begin; tile < end; ++tile) {
       TileSums<kBackwardCols> x;
       multiply_tile<P, kBackwardCols>(stream, p.panels, live, x);
-      if (bounded)
-        gradient_of_tile<true>(p, p.q, p.k, row0, tile * kBackwardCols, magnitude, x);
-      else
-        gradient_of_tile<false>(p, p.q, p.k, row0, tile * kBackwardCols, magnitude, x);
+      const int col0 = tile * kBackwardCols;
+      along += bounded ? gradient_of_tile<true>(p, p.q, p.k, row0, col0, magnitude, x)
+                       : gradient_of_tile<false>(p, p.q, p.k, row0, col0, magnitude, x);
       const typename P::template Gradient<kRowFragments, kBackwardCols / 8> g(x);
 #pragma unroll
       for (int panel = 0; panel < kPanels; ++panel)
@@ -550,6 +573,9 @@ __global__ void __launch_bounds__(kTileThreads) contrast_backward_tiles(TilePass
                   make_float2(sums[panel][m][n][2 * h] * restore, sums[panel][m][n][2 * h + 1] * restore);
           }
   });
+  if (!p.scale_partial || blockIdx.y) return;
+  const float sum = block_sum<kTileThreads>(along);
+  if (threadIdx.x == 0) p.scale_partial[blockIdx.x] = sum;
 }
 
 }  // namespace fastcl
