@@ -12,10 +12,9 @@ namespace {
 
 constexpr int kThreads = 256;  // of the kernels around the tiles: eight warps, each a row at a time
 constexpr int kWarps = kThreads / 32;
-constexpr int kPrepareRows = 4 * kWarps;  // rows of a block of `prepare`
+constexpr int kPrepareRows = 4 * kWarps;          // rows of a block of `prepare`
 constexpr size_t kColumnRoom = size_t(64) << 20;  // bytes of column sums; more, and columns are summed as rows
-constexpr int kBlocksPerMultiprocessor = 2;
-constexpr float kEps = 1e-12f;  // torch.nn.functional.normalize's
+constexpr float kEps = 1e-12f;                    // torch.nn.functional.normalize's
 // Sums of squares outside are formed again in double: those of float32 may have overflowed, or lost what is small.
 constexpr float kLeastSquare = 1e-24f, kLargestSquare = 1e30f;
 
@@ -312,8 +311,8 @@ __device__ __forceinline__ float column_sum(const TilePass& p, int blocks, int c
 }
 
 // log2 of the sums: a thread for each row, then for each column.
-__global__ void __launch_bounds__(kThreads) finish_forward(TilePass p, const float* positive, float* row_lse,
-                                                           float* col_lse) {
+__global__ void __launch_bounds__(kThreads)
+    finish_forward(TilePass p, const float* positive, float* row_lse, float* col_lse) {
   const bool bounded = logits_are_bounded<kThreads>(p);
   const TileOrder order = forward_order(p, bounded);
   const int rows = p.q.count;
@@ -323,8 +322,7 @@ __global__ void __launch_bounds__(kThreads) finish_forward(TilePass p, const flo
   PowerSum sum{0.f, 0.f};
   if (index < rows) {
     sum = row_sum(p, order, i / kBlockRows, i % kBlockRows);
-    if (order.kind == TileOrder::kTriangle)
-      sum = merge(sum, {0.f, column_sum(p, i / kBlockRows, i)});
+    if (order.kind == TileOrder::kTriangle) sum = merge(sum, {0.f, column_sum(p, i / kBlockRows, i)});
   } else if (order.kind == TileOrder::kBoth) {
     sum = row_sum(p, order, order.row_blocks + i / kBlockRows, i % kBlockRows);
   } else {
@@ -456,6 +454,7 @@ struct Plan {
   PreparedSide side[2];
   float *norm = nullptr, *positive = nullptr, *pull = nullptr;
   TilePass pass{};
+  int gradient_chunks = 1;  // thread blocks that share the dimensions of a gradient
 
   Plan(const CudaContrast& p, void* memory, bool backward) : problem(p), scratch(memory) {
     const FloatType element = element_of(p.products);
@@ -483,6 +482,10 @@ struct Plan {
     pass.period = p.ntxent ? p.rows / 2 : p.symmetric && !p.q_group ? p.rows : 0;
     pass.panels = panels;
     pass.scale = p.scale;
+    with_products(p.products, [&](auto products) {
+      gradient_chunks = blocks_of(panels, decltype(products)::kGradientPanels);
+      pass.gradient_cols = decltype(products)::kBackwardCols;
+    });
     pass.gradient_stride = size_t(rows.stride) / size_of(element);
   }
 
@@ -510,16 +513,8 @@ struct Plan {
     if (pass.column_room && (columns || pass.symmetric)) pass.col_partial = scratch.array<float>(column_sums);
   }
 
-  // Thread blocks that share the dimensions of a gradient.
-  int gradient_chunks() const {
-    int chunks = 0;
-    with_products(problem.products,
-                  [&](auto products) { chunks = blocks_of(panels, decltype(products)::kGradientPanels); });
-    return chunks;
-  }
-
   int backward_shares(const TileSide& q, const TileSide& k) const {
-    return shares(int64_t(q.blocks()) * k.tiles(kBackwardCols), gradient_chunks());
+    return shares(int64_t(q.blocks()) * k.tiles(pass.gradient_cols), gradient_chunks);
   }
 
   // Both sides' gradients take the same memory in turn.
@@ -627,9 +622,9 @@ void cuda_contrast_backward(const CudaContrast& problem, const CudaContrastBackw
     if (pass.k.count)
       with_products(problem.products, [&](auto products) {
         using P = decltype(products);
-        cuda::launch(contrast_backward_tiles<P>, dim3(pass.shares, plan.gradient_chunks()), dim3(kTileThreads),
-                     TileStream<P, kBackwardCols>::shared_bytes(pass.panels), stream, pass, plan.side[0].largest_weight,
-                     plan.side[0].padded / kPrepareRows, plan.side[1].largest_weight,
+        cuda::launch(contrast_backward_tiles<P>, dim3(pass.shares, plan.gradient_chunks), dim3(kTileThreads),
+                     TileStream<P, P::kBackwardCols>::shared_bytes(pass.panels), stream, pass,
+                     plan.side[0].largest_weight, plan.side[0].padded / kPrepareRows, plan.side[1].largest_weight,
                      plan.side[1].padded / kPrepareRows);
       });
     FinishBackward finish{pass,
