@@ -7,8 +7,9 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+EMULATOR := $(shell find tests/emulator -path '*/_build' -prune -o \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \) -print)
 
-.PHONY: help demo test bench lint format docs info clean
+.PHONY: help demo test test-cuda bench bench-cuda cuda-report lint format docs info clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -39,17 +40,34 @@ demo: $(VENV)/.fastcl  ## learn handwritten digits without labels, shrink the en
 test: $(VENV)/.test  ## all tests, a process for each core
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
+test-cuda: $(VENV)/.test  ## the ops' tests on this machine's GPU; needs CUDA_HOME
+	FASTCL_BUILD=cuda PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --editable '.[run,test]'
+	$(BIN)/python -m pytest -q -m cuda
+
 bench: $(VENV)/.test  ## the benchmarks, beside the peers that are installed (pip install '.[peers]')
 	$(BIN)/python -m pytest -q bench --benchmark-sort=fullname
 
+bench-cuda: $(VENV)/.test  ## the benchmarks on this machine's GPU; needs CUDA_HOME
+	FASTCL_BUILD=cuda PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --editable '.[run,test]'
+	FASTCL_BENCH_DEVICE=cuda $(BIN)/python -m pytest -q bench --benchmark-sort=fullname
+
+# A CUDA toolkit without root: what compiles, and what reads the result.
+$(VENV)/.cuda: $(VENV)/.torch
+	$(PIP) --no-deps nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85
+	$(PIP) --no-deps nvidia-cuda-cuobjdump==13.5.37 nvidia-cuda-nvdisasm==13.5.37
+	@touch $@
+
+cuda-report: $(VENV)/.cuda  ## compile the CUDA kernels for every architecture; what ptxas made of them, within limits
+	$(BIN)/python tools/cuda_report.py
+
 lint: $(VENV)/.lint $(VENV)/.test  ## style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(CSRC)
+	$(BIN)/clang-format --dry-run --Werror $(CSRC) $(EMULATOR)
 	$(BIN)/mypy
 
 format: $(VENV)/.lint  ## put every file into shape
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CSRC)
+	$(BIN)/clang-format -i $(CSRC) $(EMULATOR)
 
 docs: $(VENV)/.fastcl  ## the documentation, in site/
 	$(PIP) 'mkdocs-material>=9.5' 'mkdocstrings[python]>=0.26'

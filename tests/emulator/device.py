@@ -9,11 +9,8 @@ import contextlib
 import ctypes
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from emulator.build import build
 
@@ -98,18 +95,3 @@ def statistics() -> Iterator[Statistics]:
     counted = Statistics()
     yield counted
     ctypes.pointer(counted)[0] = runtime().fastcl_emulator_statistics().contents
-
-
-def same_under_every_schedule(run: Callable[[], Tensor | Sequence[Tensor]]) -> list[Tensor]:
-    """Asserts that what `run` returns is the same, bit for bit, whichever order the device takes; returns it."""
-    expected: list[Tensor] = []
-    for name in SCHEDULES:
-        with schedule(name):
-            results = run()
-        results = [results] if isinstance(results, Tensor) else list(results)
-        bits = [result.detach().contiguous().view(torch.uint8) for result in results]
-        for i, (result, first) in enumerate(zip(bits, expected or bits, strict=True)):
-            different = int((result != first).sum())
-            assert not different, f"result {i} differs in {different} bytes between {SCHEDULES[0]} and {name}"
-        expected = expected or [b.clone() for b in bits]
-    return results
