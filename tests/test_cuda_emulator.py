@@ -90,7 +90,10 @@ def test_an_empty_grid_is_refused_as_cuda_does():
 
 
 def test_unknown_schedules_and_devices_are_refused():
-    with pytest.raises(ValueError, match=r"forward, reverse or random:SEED, got 'sideways'"), device.schedule("sideways"):
+    with (
+        pytest.raises(ValueError, match=r"forward, reverse or random:SEED, got 'sideways'"),
+        device.schedule("sideways"),
+    ):
         pass
     with device.compute_capability(10), pytest.raises(RuntimeError, match="no device of compute capability 10"):
         gemm(*operands("s8", 64, 64, 64)[:2], "s8")

@@ -9,10 +9,14 @@ import contextlib
 import ctypes
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from emulator.build import build
+
+if TYPE_CHECKING:  # a process under a sanitizer does without torch
+    from torch import Tensor
 
 SANITIZER = os.environ.get("FASTCL_EMULATOR_SANITIZER", "")
 _KINDS = {"forward": 0, "reverse": 1, "random": 2}
@@ -95,3 +99,20 @@ def statistics() -> Iterator[Statistics]:
     counted = Statistics()
     yield counted
     ctypes.pointer(counted)[0] = runtime().fastcl_emulator_statistics().contents
+
+
+def same_under_every_schedule(run: Callable[[], Tensor | Sequence[Tensor]]) -> list[Tensor]:
+    """Asserts that what `run` returns is the same, bit for bit, whichever order the device takes; returns it."""
+    import torch
+
+    expected: list[Tensor] = []
+    for name in SCHEDULES[-1:] if SANITIZER else SCHEDULES:  # a sanitizer looks at one order, and is slow
+        with schedule(name):
+            results = run()
+        results = [results] if isinstance(results, torch.Tensor) else list(results)
+        bits = [result.detach().contiguous().view(torch.uint8) for result in results]
+        for i, (result, first) in enumerate(zip(bits, expected or bits, strict=True)):
+            different = int((result != first).sum())
+            assert not different, f"result {i} differs in {different} bytes between {SCHEDULES[0]} and {name}"
+        expected = expected or [b.clone() for b in bits]
+    return results
