@@ -325,12 +325,11 @@ class TilePass {
     t.ld_cols = static_cast<int>(tile_ + kSkew);
     kernels_.gradient(t, is_masked(I, J), columns_, safe_);
 
-    const int64_t panel_stride = tile_ / pack * kernels_.cols_step;
     if (grad_q_) {
       const int keys = static_cast<int>(std::min<int64_t>(t.cols, k_.padded_count() - t.j0) / pack * pack);
-      kernels_.pack_block(k_.row(t.j0), keys, dim, panel_stride, scratch.k_block.get());
+      kernels_.pack_block(k_.row(t.j0), keys, dim, scratch.k_block.get());
       wait(row_turn_[I], row_turn);
-      kernels_.product({t.g_rows, t.ld_rows, 1, scratch.k_block.get(), panel_stride, keys / pack, grad_q_ + t.i0 * dim,
+      kernels_.product({t.g_rows, t.ld_rows, 1, scratch.k_block.get(), keys / pack, grad_q_ + t.i0 * dim,
                         dim, t.rows, static_cast<int>(dim)});
     } else {
       wait(row_turn_[I], row_turn);
@@ -338,11 +337,11 @@ class TilePass {
     pass_on(row_turn_[I], row_turn);
     if (symmetric_ && I == J) return;
     if (grad_k_) {
-      kernels_.pack_block(q_.row(t.i0), t.rows, dim, panel_stride, scratch.q_block.get());
+      kernels_.pack_block(q_.row(t.i0), t.rows, dim, scratch.q_block.get());
       wait(col_turn(J), col_turn_number);
       const int keys = static_cast<int>(std::min<int64_t>(t.cols, k_.padded_count() - t.j0));
       kernels_.product({pack == 1 ? t.g_rows : t.g_cols, 1, pack == 1 ? t.ld_rows : t.ld_cols, scratch.q_block.get(),
-                        panel_stride, t.rows / pack, grad_k_ + t.j0 * dim, dim, keys, static_cast<int>(dim)});
+                        t.rows / pack, grad_k_ + t.j0 * dim, dim, keys, static_cast<int>(dim)});
     } else {
       wait(col_turn(J), col_turn_number);
     }
@@ -372,7 +371,7 @@ PaddedRows::PaddedRows(int64_t count, int64_t dim)
     : count_(count),
       dim_(dim),
       padded_count_(round_up(count, float32_kernels().rows_step)),
-      stride_(round_up(dim, float32_kernels().cols_step)),
+      stride_(round_up(dim, float32_kernels().dim_step)),
       data_(padded_count_ * stride_) {
   if (dim_ != stride_)
     for (int64_t i = 0; i < count_; ++i) std::fill(row(i) + dim_, row(i) + stride_, 0.f);

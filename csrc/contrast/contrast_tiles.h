@@ -48,12 +48,11 @@ struct Tile {
   int ld_rows, ld_cols;  // words
 };
 
-// out[rows, dim] += A B, with A read in place through two strides and B in panels of cols_step columns.
+// out[rows, dim] += A B, with A read in place through two strides and B as pack_block leaves it.
 struct Product {
   const float* a;
   ptrdiff_t row_stride, word_stride;  // words
-  const float* b;                     // [dim / cols_step][panel_stride]
-  ptrdiff_t panel_stride;             // words
+  const float* b;                     // [dim, words], in panels
   int words;                          // along the contraction
   float* out;
   int64_t out_stride;
@@ -65,7 +64,8 @@ struct Product {
 // rows are wanted too; `safe`: exponents are taken relative to a reference, so that no logit is too large.
 struct ContrastKernels {
   int rows_step, cols_step;
-  int pack;  // values in a word
+  int dim_step;  // rows are padded to multiples of it
+  int pack;      // values in a word
   void (*maxima)(const Tile& tile, bool masked, bool columns);
   void (*sums)(const Tile& tile, bool masked, bool columns, bool safe);
   void (*gradient)(const Tile& tile, bool masked, bool columns, bool safe);
@@ -74,9 +74,10 @@ struct ContrastKernels {
   void (*pack_panel)(const float* z, int64_t rows, int64_t dim, int64_t panel, float factor, float* out);
   // Rows of z as words along dim; only where pack > 1.
   void (*pack_words)(const float* z, int64_t rows, int64_t dim, float* out);
-  // `rows` rows of z as the B of a product: panels of cols_step columns of dim, contraction along the rows.
-  void (*pack_block)(const float* z, int rows, int64_t dim, ptrdiff_t panel_stride, float* out);
-  // <a, b> over dim, a multiple of cols_step.
+  // `rows` rows of z as the B of a product: panels of some columns each, one after the other, in which the columns of a
+  // word are neighbours; contraction along the rows.
+  void (*pack_block)(const float* z, int rows, int64_t dim, float* out);
+  // <a, b> over dim, a multiple of dim_step.
   float (*dot)(const float* a, const float* b, int64_t dim);
 };
 
