@@ -48,7 +48,7 @@ enum class Pass { kMaxima, kSums, kGradient };
 
 // What one thread writes while it works on a tile.
 struct Scratch {
-  Buffer<float> g_rows, g_cols, q_block, k_block;
+  Buffer<float> g_rows, g_cols, panel;
   float row_out[kMaxTile], col_out[kMaxTile];
 };
 
@@ -182,8 +182,7 @@ class TilePass {
     if (pass != Pass::kGradient) return scratch;
     scratch->g_rows = Buffer<float>(tile_ * (tile_ + kSkew));
     if (kernels_.pack > 1) scratch->g_cols = Buffer<float>(tile_ / kernels_.pack * (tile_ + kSkew));
-    scratch->q_block = Buffer<float>(tile_ * q_.stride());
-    scratch->k_block = Buffer<float>(tile_ * q_.stride());
+    scratch->panel = Buffer<float>(tile_ / kernels_.pack * kernels_.product_cols);
     return scratch;
   }
 
@@ -325,26 +324,17 @@ class TilePass {
     t.ld_cols = static_cast<int>(tile_ + kSkew);
     kernels_.gradient(t, is_masked(I, J), columns_, safe_);
 
-    if (grad_q_) {
-      const int keys = static_cast<int>(std::min<int64_t>(t.cols, k_.padded_count() - t.j0) / pack * pack);
-      kernels_.pack_block(k_.row(t.j0), keys, dim, scratch.k_block.get());
-      wait(row_turn_[I], row_turn);
-      kernels_.product({t.g_rows, t.ld_rows, 1, scratch.k_block.get(), keys / pack, grad_q_ + t.i0 * dim,
-                        dim, t.rows, static_cast<int>(dim)});
-    } else {
-      wait(row_turn_[I], row_turn);
-    }
+    const int keys = static_cast<int>(std::min<int64_t>(t.cols, k_.padded_count() - t.j0));
+    wait(row_turn_[I], row_turn);
+    if (grad_q_)
+      kernels_.product({t.g_rows, t.ld_rows, 1, k_.row(t.j0), keys / pack, scratch.panel.get(), grad_q_ + t.i0 * dim,
+                        t.rows, dim});
     pass_on(row_turn_[I], row_turn);
     if (symmetric_ && I == J) return;
-    if (grad_k_) {
-      kernels_.pack_block(q_.row(t.i0), t.rows, dim, scratch.q_block.get());
-      wait(col_turn(J), col_turn_number);
-      const int keys = static_cast<int>(std::min<int64_t>(t.cols, k_.padded_count() - t.j0));
-      kernels_.product({pack == 1 ? t.g_rows : t.g_cols, 1, pack == 1 ? t.ld_rows : t.ld_cols, scratch.q_block.get(),
-                        t.rows / pack, grad_k_ + t.j0 * dim, dim, keys, static_cast<int>(dim)});
-    } else {
-      wait(col_turn(J), col_turn_number);
-    }
+    wait(col_turn(J), col_turn_number);
+    if (grad_k_)
+      kernels_.product({pack == 1 ? t.g_rows : t.g_cols, 1, pack == 1 ? t.ld_rows : t.ld_cols, q_.row(t.i0),
+                        t.rows / pack, scratch.panel.get(), grad_k_ + t.j0 * dim, keys, dim});
     pass_on(col_turn(J), col_turn_number);
   }
 

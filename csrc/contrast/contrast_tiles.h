@@ -48,16 +48,16 @@ struct Tile {
   int ld_rows, ld_cols;  // words
 };
 
-// out[rows, dim] += A B, with A read in place through two strides and B as pack_block leaves it.
+// out[rows, dim] += A Z, with A read in place through two strides. Z is packed a few columns at a time, which stay near.
 struct Product {
   const float* a;
   ptrdiff_t row_stride, word_stride;  // words
-  const float* b;                     // [dim, words], in panels
+  const float* z;                     // [words * pack, dim], floats
   int words;                          // along the contraction
+  float* panel;                       // scratch, [words, product_cols]
   float* out;
-  int64_t out_stride;
   int rows;
-  int dim;
+  int64_t dim;
 };
 
 // One instruction set's kernels. `masked`: the tile holds padding or pairs that are left out; `columns`: sums over the
@@ -65,7 +65,8 @@ struct Product {
 struct ContrastKernels {
   int rows_step, cols_step;
   int dim_step;  // rows are padded to multiples of it
-  int pack;      // values in a word
+  int product_cols;
+  int pack;  // values in a word
   void (*maxima)(const Tile& tile, bool masked, bool columns);
   void (*sums)(const Tile& tile, bool masked, bool columns, bool safe);
   void (*gradient)(const Tile& tile, bool masked, bool columns, bool safe);
@@ -74,9 +75,6 @@ struct ContrastKernels {
   void (*pack_panel)(const float* z, int64_t rows, int64_t dim, int64_t panel, float factor, float* out);
   // Rows of z as words along dim; only where pack > 1.
   void (*pack_words)(const float* z, int64_t rows, int64_t dim, float* out);
-  // `rows` rows of z as the B of a product: panels of some columns each, one after the other, in which the columns of a
-  // word are neighbours; contraction along the rows.
-  void (*pack_block)(const float* z, int rows, int64_t dim, float* out);
   // <a, b> over dim, a multiple of dim_step.
   float (*dot)(const float* a, const float* b, int64_t dim);
 };

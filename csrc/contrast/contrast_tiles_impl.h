@@ -208,23 +208,26 @@ struct ContrastTiles {
       }
   }
 
-  // out[rows, width] += A B for `rows` rows from `row` on and the panel whose first column is `col`.
+  // Rows of out += A times the panel, from `row` and `col` on.
   template <int rows, int vectors>
   static FASTCL_INLINE void product_block(const Product& p, int row, int col) {
     F sums[rows][vectors];
-    float* out = p.out + row * p.out_stride + col;
+    float* out = p.out + row * p.dim + col;
     // out comes from far away: ask for it now, add to it after the multiplication, and its latency is hidden.
     FASTCL_UNROLL for (int r = 0; r < rows; ++r) for (int v = 0; v < vectors; ++v)
-        FASTCL_PREFETCH(out + r * p.out_stride + v * kLanes);
-    multiply(p.a + row * p.row_stride, p.row_stride, p.word_stride, p.b + ptrdiff_t(col) * p.words, p.words, sums);
+        FASTCL_PREFETCH(out + r * p.dim + v * kLanes);
+    multiply(p.a + row * p.row_stride, p.row_stride, p.word_stride, p.panel, p.words, sums);
     FASTCL_UNROLL for (int r = 0; r < rows; ++r) FASTCL_UNROLL for (int v = 0; v < vectors; ++v) {
-      float* at = out + r * p.out_stride + v * kLanes;
+      float* at = out + r * p.dim + v * kLanes;
       V::store(at, V::add(V::load(at), sums[r][v]));
     }
   }
 
   template <int vectors>
   static FASTCL_INLINE void product_panel(const Product& p, int col) {
+    for (int word = 0; word < p.words; ++word)
+      FASTCL_UNROLL for (int v = 0; v < vectors; ++v) V::store(
+          p.panel + (word * vectors + v) * kLanes, Products::rows(p.z + word * kPack * p.dim + col + v * kLanes, p.dim));
     int row = 0;
     for (; row + kProductRows <= p.rows; row += kProductRows) product_block<kProductRows, vectors>(p, row, col);
     for (; row < p.rows; row += 2) product_block<2, vectors>(p, row, col);
@@ -252,21 +255,6 @@ struct ContrastTiles {
   static void pack_words(const float* z, int64_t rows, int64_t dim, float* out) {
     for (int64_t at = 0; at < rows * dim; at += kPack * kLanes)
       V::store(out + at / kPack, Products::words(z + at, V::set(1.f)));
-  }
-
-  template <int vectors>
-  static FASTCL_INLINE void pack_block_panel(const float* z, int rows, int64_t dim, float* out) {
-    for (int row = 0; row < rows; row += kPack)
-      FASTCL_UNROLL for (int v = 0; v < vectors; ++v) V::store(out + (row / kPack * vectors + v) * kLanes,
-                                                               Products::rows(z + row * dim + v * kLanes, dim));
-  }
-
-  static void pack_block(const float* z, int rows, int64_t dim, float* out) {
-    const int64_t words = rows / kPack;
-    int64_t col = 0;
-    for (; col + kProductCols <= dim; col += kProductCols)
-      pack_block_panel<kProductVectors>(z + col, rows, dim, out + col * words);
-    for (; col < dim; col += kDimStep) pack_block_panel<2>(z + col, rows, dim, out + col * words);
   }
 
   static float dot(const float* a, const float* b, int64_t dim) {
@@ -300,8 +288,8 @@ struct ContrastTiles {
     kVariants[masked][columns][safe](t);
   }
 
-  static constexpr ContrastKernels kTable = {kRows,    kCols,   kDimStep,   kPack,      maxima,     sums,
-                                             gradient, product, pack_panel, pack_words, pack_block, dot};
+  static constexpr ContrastKernels kTable = {kRows, kCols,    kDimStep, kProductCols, kPack,      maxima,
+                                             sums,  gradient, product,  pack_panel,   pack_words, dot};
 };
 
 }  // namespace fastcl
