@@ -19,6 +19,7 @@ constexpr int kTilesWanted = 10;            // blocks of rows that keep a handfu
 constexpr int64_t kScratchBytes = 1 << 20;  // of a tile and its operands: half of a usual L2
 constexpr int64_t kGroupBytes = 6 << 20;    // blocks that are visited together: two groups fit in L3
 constexpr int64_t kMinGroup = 4;
+constexpr int64_t kThreadFlop = 16 << 20;  // of a thread in one pass, at least: fewer are done before another has woken
 constexpr int kSpins = 5000;  // of waiting, some hundred microseconds, before a thread sleeps
 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
@@ -169,7 +170,9 @@ class TilePass {
     for (auto& turn : row_turn_) turn.store(0, std::memory_order_relaxed);
     for (auto& turn : col_turn_) turn.store(0, std::memory_order_relaxed);
     next_tile_.store(0);
-    const int64_t threads = std::min<int64_t>(thread_count(), row_blocks_ * col_blocks_);
+    const int64_t tiles = row_blocks_ * (symmetric_ ? row_blocks_ + 1 : 2 * col_blocks_) / 2;
+    const int64_t flop = (pass == Pass::kGradient ? 6 : 2) * tiles * tile_ * tile_ * q_.stride();
+    const int64_t threads = std::min<int64_t>({thread_count(), tiles, std::max<int64_t>(1, flop / kThreadFlop)});
     std::vector<std::unique_ptr<Scratch>> scratch(threads);
     for (auto& each : scratch) each = new_scratch(pass);
     parallel_for(threads, 1, [&](int64_t begin, int64_t end) {

@@ -31,7 +31,9 @@ struct ContrastTiles {
   static constexpr int kDimStep = 2 * kLanes;
   static constexpr int kPack = Products::kPack;
   using Sums = F[kRows][kVectors];
-  static constexpr float kLeast = -126.f;  // smaller powers of two are flushed to this one
+  // Smaller powers of two count as 0: beside the largest, which is 1, they are lost, and their products would be
+  // subnormal, which processors multiply a hundred times slower.
+  static constexpr float kLeast = -64.f;
   static constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
   // sums[r][:] = sum over words of a[r * row_stride + w * word_stride] * b[w * width + :], width being the sums'
@@ -70,7 +72,10 @@ struct ContrastTiles {
   }
 
   // 2^(x - reference), reference being an upper bound of x.
-  static FASTCL_INLINE F exp2_below(F x, F reference) { return V::exp2(V::max(V::sub(x, reference), V::set(kLeast))); }
+  static FASTCL_INLINE F exp2_below(F x, F reference) {
+    const F least = V::set(kLeast), power = V::max(V::sub(x, reference), least);
+    return V::select_equal(power, least, V::set(0.f), V::exp2(power));
+  }
 
   // Bit l: the pair (i, j + l) counts.
   static FASTCL_INLINE uint32_t kept(const Tile& t, int row, int col) {
