@@ -59,12 +59,13 @@ inline std::vector<float> per_channel(const char* name, const std::vector<double
 // The inputs as the kernel reads them, and what it reads them through.
 struct AugmentInputs {
   Tensor images, params;
-  std::vector<float> fill, mean, inverse_std;
+  std::vector<float> fill, mean, inverse_std, erase;
   AugmentApply problem{};
 
   AugmentInputs(const Tensor& images_in, const Tensor& params_in, int64_t height, int64_t width,
                 const std::string& interpolation, const std::vector<double>& fills, const std::vector<double>& means,
-                const std::vector<double>& stds, ScalarType dtype)
+                const std::vector<double>& stds, ScalarType dtype, const std::string& resize,
+                const std::vector<double>& erases)
       : images(images_in), params(torch::stable::contiguous(params_in)) {
     const char* op = "augment_apply";
     FASTCL_CHECK(images.dim() == 4 && images.size(1) > 0 && images.size(2) > 0 && images.size(3) > 0, op,
@@ -80,6 +81,7 @@ struct AugmentInputs {
                  ", ", kParams, "], got ", shape(params));
     FASTCL_CHECK(interpolation == "nearest" || interpolation == "bilinear", op,
                  ": interpolation must be nearest or bilinear, got ", interpolation);
+    FASTCL_CHECK(resize == "bilinear" || resize == "bicubic", op, ": resize must be bilinear or bicubic, got ", resize);
     FASTCL_CHECK(means.empty() == stds.empty(), op, ": mean and std must be given together");
     problem.image_type = pixel_type("images", images.scalar_type());
     FASTCL_CHECK(problem.image_type == PixelType::kUint8 || problem.image_type == PixelType::kFloat32, op,
@@ -90,6 +92,7 @@ struct AugmentInputs {
     mean = per_channel("mean", means, channels, 0);
     inverse_std = per_channel("std", stds, channels, 1);
     for (float& v : inverse_std) v = 1 / v;
+    erase = per_channel("erase", erases, channels, 0);
 
     problem.channels_last = channels_last();
     if (!problem.channels_last) images = torch::stable::contiguous(images);
@@ -102,18 +105,22 @@ struct AugmentInputs {
     problem.out_height = height;
     problem.out_width = width;
     problem.nearest = interpolation == "nearest";
+    problem.bicubic = resize == "bicubic";
+    problem.erase = erase.data();
     problem.fill = fills.empty() ? nullptr : fill.data();
     problem.mean = mean.data();
     problem.inverse_std = inverse_std.data();
   }
 
-  // For params in host memory.
-  void check_rows() const {
+  AugmentInputs(const AugmentInputs&) = delete;
+
+  // For params in host memory; `at` is the table's place in a list.
+  void check_rows(const std::string& op = "augment_apply", const std::string& at = "") const {
     static const std::vector<std::string> names = param_names();
     for (int64_t i = 0; i < problem.n; ++i) {
       int64_t bad;
       const float* row = reinterpret_cast<const float*>(problem.params + i);
-      FASTCL_CHECK(params_fit(problem.params[i], problem, &bad), "augment_apply: params[", i, "] has ",
+      FASTCL_CHECK(params_fit(problem.params[i], problem, &bad), op, ": params", at, "[", i, "] has ",
                    names[size_t(bad)], " = ", row[bad], ", which does not fit images ", shape(images),
                    " and an output of ", problem.out_height, " x ", problem.out_width);
     }
@@ -130,8 +137,10 @@ struct AugmentInputs {
     std::vector<std::string> names = {"crop_top", "crop_left", "crop_height", "crop_width", "hflip", "vflip"};
     for (int i = 0; i < 9; ++i) names.push_back("map_" + std::to_string(i));
     for (int i = 0; i < 4; ++i) names.push_back("color_op_" + std::to_string(i));
-    for (const char* name : {"brightness", "contrast", "saturation", "hue", "grayscale", "blur_sigma", "blur_radius_x",
-                             "blur_radius_y", "solarize", "solarize_threshold"})
+    for (const char* name :
+         {"brightness",    "contrast", "saturation", "hue",        "grayscale",    "blur_sigma",  "blur_radius_x",
+          "blur_radius_y", "sharpen",  "sharpness",  "invert",     "posterize",    "solarize",    "solarize_threshold",
+          "autocontrast",  "equalize", "erase_top",  "erase_left", "erase_height", "erase_width", "erase_seed"})
       names.push_back(name);
     return names;
   }

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from fastcl.ops.augment import FLIP_AT, IDENTITY_RECIPE, PARAM_NAMES, RECIPE_NAMES, augment_apply, augment_sample
+from fastcl.ops.augment import augment_apply, augment_sample
+from fastcl.ops.augment_table import FLIP_AT, IDENTITY_RECIPE, PARAM_NAMES, RECIPE_NAMES
 
 Size = tuple[int, int]  # height, width
 
