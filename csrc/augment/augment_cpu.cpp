@@ -209,6 +209,7 @@ struct Scratch {
       : plane(row_steps(a.out_height * a.out_width) + kRowStep),
         pitch(row_steps(a.width) + 3 * kRowStep),
         padded_pitch(row_steps(3 * a.out_width) + 2 * kRowStep),
+        height(a.height),
         image(a.channels * plane),
         source_row(a.channels * pitch),
         pixels(a.channels_last ? row_steps(a.channels * a.width) : 0),
@@ -223,6 +224,7 @@ struct Scratch {
   int64_t plane;             // from one channel of `image` to the next
   int64_t pitch;             // from one channel of `source_row` to the next
   int64_t padded_pitch;      // from one row of `padded` to the next
+  int64_t height;            // of the highest image
   Buffer<float> image;       // [channels, plane]
   Buffer<float> source_row;  // one output row before the horizontal pass: [channels, pitch]
   Buffer<float> pixels;      // the same where the channels come last: [width, channels]
@@ -320,7 +322,7 @@ class View {
   template <class Pixel>
   void copy_narrow(int64_t crop_height, BlendRows<Pixel>* rows) {
     if (!s_.narrows) {
-      s_.narrow = Buffer<float>(a_.channels * a_.height * kRowStep);
+      s_.narrow = Buffer<float>(a_.channels * s_.height * kRowStep);
       s_.narrows = true;
     }
     Pixel* copy = reinterpret_cast<Pixel*>(s_.narrow.get());
@@ -489,23 +491,39 @@ class View {
   float bound_;  // the largest value: 255 or 1, as the images'
 };
 
+int64_t pixel_bytes(PixelType type) { return type == PixelType::kUint8 ? 1 : type == PixelType::kFloat32 ? 4 : 2; }
+
 }  // namespace
 
 void augment_sample(const AugmentSample& problem) {
   parallel_for(problem.n, 256, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      problem.params[i] = draw_params(problem.recipe, problem.stream, problem.index[i]);
+    AugmentStream stream = problem.stream;
+    for (int64_t i = begin; i < end; ++i) {
+      if (problem.shapes) {
+        stream.height = problem.shapes[3 * i];
+        stream.width = problem.shapes[3 * i + 1];
+      }
+      problem.params[i] = draw_params(problem.recipe, stream, problem.index[i]);
+    }
   });
 }
 
 void augment_apply(const AugmentApply& problem) {
   const AugmentRows& rows = augment_rows();
   // An output that no cache holds need not push the images out of it.
-  const int64_t outputs = problem.n * problem.channels * problem.out_height * problem.out_width;
-  const bool stream = outputs * int64_t(sizeof(float)) >= kStreamBytes;
+  const int64_t pixels = problem.channels * problem.out_height * problem.out_width;
+  const bool stream = problem.n * pixels * int64_t(sizeof(float)) >= kStreamBytes;
   parallel_for(problem.n, 1, [&](int64_t begin, int64_t end) {
     Scratch scratch(problem);
-    for (int64_t i = begin; i < end; ++i) View(problem, rows, problem.params[i], i, stream, &scratch).run();
+    for (int64_t i = begin; i < end; ++i) {
+      if (problem.offsets) {
+        AugmentApply one = image_alone(problem, i);
+        one.out = static_cast<char*>(problem.out) + i * pixels * pixel_bytes(problem.out_type);
+        View(one, rows, problem.params[i], 0, stream, &scratch).run();
+      } else {
+        View(problem, rows, problem.params[i], i, stream, &scratch).run();
+      }
+    }
     if (stream) rows.stream_end();
   });
 }

@@ -17,6 +17,17 @@ Tensor augment_sample_cpu(const Tensor& recipe, const Tensor& index, int64_t see
   return params;
 }
 
+Tensor augment_sample_ragged_cpu(const Tensor& recipe, const Tensor& index, const Tensor& shapes, int64_t seed,
+                                 int64_t epoch, int64_t view, int64_t out_height, int64_t out_width) {
+  const Tensor numbers = torch::stable::contiguous(index), sizes = torch::stable::contiguous(shapes);
+  AugmentSample problem = augment_sample_problem(recipe, numbers, seed, epoch, view, 1, 1, out_height, out_width);
+  problem.shapes = ragged_shapes("augment_sample", sizes, problem.n);
+  Tensor params = new_tensor(index, {problem.n, kParams}, ScalarType::Float);
+  problem.params = static_cast<AugmentParams*>(params.mutable_data_ptr());
+  augment_sample(problem);
+  return params;
+}
+
 void apply_into(AugmentInputs& inputs, const Tensor& out) {
   inputs.check_rows();
   inputs.problem.out = out.mutable_data_ptr();
@@ -44,10 +55,22 @@ void augment_apply_out_cpu(const Tensor& images, const Tensor& params, std::stri
   apply_into(inputs, out);
 }
 
+void augment_apply_ragged_cpu(const Tensor& data, const Tensor& offsets, const Tensor& shapes, const Tensor& params,
+                              std::string interpolation, std::vector<double> fill, std::vector<double> mean,
+                              std::vector<double> std, const Tensor& out) {
+  FASTCL_CHECK(out.dim() == 4 && out.is_contiguous() && out.is_cpu() && out.size(0) == offsets.numel(),
+               "augment_apply: out must be contiguous [", offsets.numel(), ", C, H, W] on the CPU, got ", shape(out));
+  AugmentInputs inputs(data, offsets, shapes, out.size(1), params, out.size(2), out.size(3), interpolation, fill, mean,
+                       std, out.scalar_type());
+  apply_into(inputs, out);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(fastcl, CPU, m) {
   m.impl("augment_sample", TORCH_BOX(&augment_sample_cpu));
+  m.impl("augment_sample_ragged", TORCH_BOX(&augment_sample_ragged_cpu));
   m.impl("augment_apply", TORCH_BOX(&augment_apply_cpu));
   m.impl("augment_apply_out", TORCH_BOX(&augment_apply_out_cpu));
+  m.impl("augment_apply_ragged", TORCH_BOX(&augment_apply_ragged_cpu));
 }
 
 }  // namespace

@@ -3,5 +3,6 @@
 from fastcl.data.dataset import Dataset
 from fastcl.data.load import NAMES, load
 from fastcl.errors import DataError
+from fastcl.ragged import RaggedBatch
 
-__all__ = ["NAMES", "DataError", "Dataset", "load"]
+__all__ = ["NAMES", "DataError", "Dataset", "RaggedBatch", "load"]

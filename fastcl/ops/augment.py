@@ -107,14 +107,7 @@ def augment_sample(
         TypeError: for a tensor of the wrong dtype.
         ValueError: for a shape or number out of range.
     """
-    if not isinstance(recipe, Tensor) or recipe.dtype != torch.float64 or recipe.shape != (len(RECIPE_NAMES),):
-        got = f"{recipe.dtype} {list(recipe.shape)}" if isinstance(recipe, Tensor) else type(recipe).__name__
-        raise TypeError(f"augment_sample: recipe must be float64 [{len(RECIPE_NAMES)}], got {got}")
-    if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.dim() != 1:
-        got = f"{index.dtype} {list(index.shape)}" if isinstance(index, Tensor) else type(index).__name__
-        raise TypeError(f"augment_sample: index must be int64 [n], got {got}")
-    if not 0 <= epoch < 1 << 32 or not 0 <= view < 1 << 16:
-        raise ValueError(f"augment_sample: epoch must be in [0, 2^32) and view in [0, 2^16), got {epoch} and {view}")
+    check_draw(recipe, index, epoch, view)
     for name, sides in (("size", size), ("out_size", out_size)):
         if not all(1 <= side <= MAX_SIDE for side in sides):
             raise ValueError(f"augment_sample: {name} must be two numbers from 1 to {MAX_SIDE}, got {tuple(sides)}")
@@ -164,49 +157,86 @@ def augment_apply(
         raise TypeError(f"augment_apply: images must be a uint8, float32 or float64 Tensor, got {got}")
     if images.dim() != 4 or 0 in images.shape[1:]:
         raise ValueError(f"augment_apply: images must be [B, C, H, W], C, H, W not 0, got {list(images.shape)}")
-    if not isinstance(params, Tensor) or params.dtype != torch.float32:
-        got = params.dtype if isinstance(params, Tensor) else type(params).__name__
-        raise TypeError(f"augment_apply: params must be a float32 Tensor, got {got}")
-    if params.shape != (len(images), len(PARAM_NAMES)):
-        raise ValueError(f"augment_apply: params must be [{len(images)}, {len(PARAM_NAMES)}], got {list(params.shape)}")
-    if params.device != images.device:
-        raise ValueError(f"augment_apply: params must be on images' device {images.device}, got {params.device}")
+    check_params(params, len(images), images.device)
     if not all(1 <= side <= MAX_SIDE for side in (*size, *images.shape[2:])):
         raise ValueError(
             f"augment_apply: sides must be from 1 to {MAX_SIDE}, got images {list(images.shape)}, size {tuple(size)}"
         )
+    dtype, how = check_look(images.dtype, images.shape[1], interpolation, fill, mean, std, dtype, out)
+    if out is None:
+        return op("augment_apply", images)(images, params, *size, *how, dtype)  # type: ignore[no-any-return]
+    check_out(out, [*images.shape[:2], *size], dtype, images.device)
+    op("augment_apply_out", images)(images, params, *how, out)
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------------- checks
+# For images of one size and of many.
+
+
+def check_draw(recipe: Tensor, index: Tensor, epoch: int, view: int) -> None:
+    """Wants what every draw is made of."""
+    if not isinstance(recipe, Tensor) or recipe.dtype != torch.float64 or recipe.shape != (len(RECIPE_NAMES),):
+        got = f"{recipe.dtype} {list(recipe.shape)}" if isinstance(recipe, Tensor) else type(recipe).__name__
+        raise TypeError(f"augment_sample: recipe must be float64 [{len(RECIPE_NAMES)}], got {got}")
+    if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.dim() != 1:
+        got = f"{index.dtype} {list(index.shape)}" if isinstance(index, Tensor) else type(index).__name__
+        raise TypeError(f"augment_sample: index must be int64 [n], got {got}")
+    if not 0 <= epoch < 1 << 32 or not 0 <= view < 1 << 16:
+        raise ValueError(f"augment_sample: epoch must be in [0, 2^32) and view in [0, 2^16), got {epoch} and {view}")
+
+
+def check_params(params: Tensor, n: int, device: torch.device) -> None:
+    """Wants a table of `n` rows on the images' device."""
+    if not isinstance(params, Tensor) or params.dtype != torch.float32:
+        got = params.dtype if isinstance(params, Tensor) else type(params).__name__
+        raise TypeError(f"augment_apply: params must be a float32 Tensor, got {got}")
+    if params.shape != (n, len(PARAM_NAMES)):
+        raise ValueError(f"augment_apply: params must be [{n}, {len(PARAM_NAMES)}], got {list(params.shape)}")
+    if params.device != device:
+        raise ValueError(f"augment_apply: params must be on images' device {device}, got {params.device}")
+
+
+def check_look(
+    images_dtype: torch.dtype,
+    channels: int,
+    interpolation: str,
+    fill: Sequence[float] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    dtype: torch.dtype | None,
+    out: Tensor | None,
+) -> tuple[torch.dtype, tuple[str, list[float], list[float], list[float]]]:
+    """Gives the output's dtype, and interpolation, fill, mean and std as the ops take them."""
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"augment_apply: interpolation must be nearest or bilinear, got {interpolation!r}")
     if out is not None and not isinstance(out, Tensor):
         raise TypeError(f"augment_apply: out must be a Tensor, got {type(out).__name__}")
     if dtype is None:
-        dtype = images.dtype if out is None else out.dtype
-    if dtype not in OUTPUT_DTYPES or (dtype == torch.float64) > (images.dtype == torch.float64):
+        dtype = images_dtype if out is None else out.dtype
+    if dtype not in OUTPUT_DTYPES or (dtype == torch.float64) > (images_dtype == torch.float64):
         raise TypeError(f"augment_apply: dtype must be uint8, float32, float16 or bfloat16, got {dtype}")
-    channels = {}
+    how = {}
     for name, values in (("fill", fill), ("mean", mean), ("std", std)):
-        channels[name] = [float(v) for v in values] if values is not None else []
-        if values is not None and len(channels[name]) not in (1, images.shape[1]):
-            raise ValueError(
-                f"augment_apply: {name} must have 1 or {images.shape[1]} values, got {len(channels[name])}"
-            )
-        if not all(map(math.isfinite, channels[name])) or (name == "std" and 0.0 in channels[name]):
+        how[name] = [float(v) for v in values] if values is not None else []
+        if values is not None and len(how[name]) not in (1, channels):
+            raise ValueError(f"augment_apply: {name} must have 1 or {channels} values, got {len(how[name])}")
+        if not all(map(math.isfinite, how[name])) or (name == "std" and 0.0 in how[name]):
             raise ValueError(f"augment_apply: {name} must be finite{' and not 0' * (name == 'std')}, got {values}")
     if (mean is None) != (std is None):
         raise ValueError("augment_apply: mean and std must be given together, got one of them")
     if mean is not None and dtype == torch.uint8:
         raise TypeError("augment_apply: mean and std need a floating dtype, got torch.uint8")
-    how = (interpolation, channels["fill"], channels["mean"], channels["std"])
-    if out is None:
-        return op("augment_apply", images)(images, params, *size, *how, dtype)  # type: ignore[no-any-return]
-    want = [*images.shape[:2], *size]
-    if list(out.shape) != want or out.dtype != dtype or out.device != images.device or not out.is_contiguous():
+    return dtype, (interpolation, how["fill"], how["mean"], how["std"])
+
+
+def check_out(out: Tensor, want: list[int], dtype: torch.dtype, device: torch.device) -> None:
+    """Wants a contiguous tensor to write into."""
+    if list(out.shape) != want or out.dtype != dtype or out.device != device or not out.is_contiguous():
         raise ValueError(
-            f"augment_apply: out must be contiguous {want} of {dtype} on {images.device}, got "
+            f"augment_apply: out must be contiguous {want} of {dtype} on {device}, got "
             f"{'' if out.is_contiguous() else 'strided '}{list(out.shape)} of {out.dtype} on {out.device}"
         )
-    op("augment_apply_out", images)(images, params, *how, out)
-    return out
 
 
 # --------------------------------------------------------------------------------------------------------------- draw
