@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -47,6 +47,7 @@ class RaggedBatch:
         data: the pixels, uint8 [bytes], each image [height, width, channels].
         offsets: where each image begins in ``data``, int64 [n].
         shapes: height, width and channels of each image, int32 [n, 3]; all have the same channels.
+        channels: of every image; 0 where there is none.
 
     Raises:
         TypeError: for a tensor of another dtype.
@@ -56,6 +57,7 @@ class RaggedBatch:
     data: Tensor
     offsets: Tensor
     shapes: Tensor
+    channels: int = field(init=False)
 
     def __post_init__(self) -> None:
         for name, dtype in (("data", torch.uint8), ("offsets", torch.int64), ("shapes", torch.int32)):
@@ -74,6 +76,8 @@ class RaggedBatch:
             )
         if self.data.device.type == "cpu":  # else the op looks, not to wait for the device twice
             check_ragged("RaggedBatch", self.data, self.offsets, self.shapes)
+        # Known on the host, for the op's output is made without asking the device.
+        object.__setattr__(self, "channels", int(self.shapes[0, 2]) if len(self) else 0)
 
     @classmethod
     def of(cls, images: Sequence[Any]) -> RaggedBatch:
@@ -94,11 +98,6 @@ class RaggedBatch:
         for start, image in zip(batch.offsets.tolist(), pixels, strict=True):
             data[start : start + image.numel()].view(image.shape).copy_(image)
         return batch
-
-    @property
-    def channels(self) -> int:
-        """Of every image; 0 where there is none."""
-        return int(self.shapes[0, 2]) if len(self) else 0
 
     @property
     def device(self) -> torch.device:

@@ -157,8 +157,8 @@ struct AugmentInputs {
   void describe(int64_t height, int64_t width, const std::string& interpolation, const std::vector<double>& fills,
                 const std::vector<double>& means, const std::vector<double>& stds, ScalarType dtype) {
     const char* op = "augment_apply";
-    FASTCL_CHECK(height >= 1 && width >= 1 && height <= kMaxSide && width <= kMaxSide, op, ": size must be from 1 to ",
-                 kMaxSide, ", got ", height, " x ", width);
+    FASTCL_CHECK(height >= 1 && width >= 1 && height <= kMaxSide && width <= kMaxSide, op, ": sides must be from 1 to ",
+                 kMaxSide, ", got size ", height, " x ", width);
     check_dtype(op, "params", params, ScalarType::Float);
     FASTCL_CHECK(params.dim() == 2 && params.size(0) == problem.n && params.size(1) == kParams, op,
                  ": params must be [", problem.n, ", ", kParams, "], got ", shape(params));

@@ -23,7 +23,7 @@ class Pass:
 
     Attributes:
         recipe: entries of RECIPE_NAMES that differ from the identity's.
-        size: gives the output's size for an input's; None keeps it.
+        size: of the output, or what gives it for an input's; None keeps it.
         interpolation: of the warp.
         fill: what the warp shows outside the image, in the units of the images where it stands.
         warps_floats: whether a ToDtype stands before the warp.
@@ -36,7 +36,7 @@ class Pass:
     """
 
     recipe: dict[str, float] = field(default_factory=dict)
-    size: Callable[[Size], Size] | None = None
+    size: Callable[[Size], Size] | Size | None = None
     interpolation: str = "nearest"
     fill: list[float] | None = None
     warps_floats: bool = False
@@ -62,7 +62,7 @@ class Pass:
         self.recipe |= {f"{name}_p": p, f"{name}_at": float(FLIP_AT.index(at))}
         return True
 
-    def take_crop(self, size: Callable[[Size], Size]) -> bool:
+    def take_crop(self, size: Callable[[Size], Size] | Size) -> bool:
         """Takes the crop or resize: only flips may have gone before."""
         if not self.take("crop", ("warp", "jitter", "grayscale", "blur", "solarize", "normalize")):
             return False
@@ -81,6 +81,8 @@ class Pass:
         Raises:
             ValueError: where images of different sizes stay so.
         """
+        if isinstance(self.size, tuple):
+            return self.size
         if not isinstance(size, Tensor):
             return self.size(size) if self.size else size
         sizes = {self.output_size((height, width)) for height, width, _ in size.tolist()}
