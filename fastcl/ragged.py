@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["MAX_CHANNELS", "MAX_SIDE", "RaggedBatch", "check_ragged"]
+__all__ = ["MAX_CHANNELS", "MAX_SIDE", "RaggedBatch", "check_ragged", "height_width_channels"]
 
 MAX_SIDE = 1 << 20  # pixels
 MAX_CHANNELS = 1024
@@ -90,7 +90,7 @@ class RaggedBatch:
             TypeError: for anything else; names the image.
             ValueError: for an image of no pixels or of other channels than the first's; names the image.
         """
-        pixels = [_height_width_channels(image, number) for number, image in enumerate(images)]
+        pixels = [height_width_channels(image, f"image {number}") for number, image in enumerate(images)]
         shapes = torch.tensor([list(image.shape) for image in pixels], dtype=torch.int32).reshape(-1, 3)
         ends = torch.tensor([image.numel() for image in pixels], dtype=torch.int64).cumsum(0)
         data = torch.empty(int(ends[-1]) if pixels else 0, dtype=torch.uint8)
@@ -135,21 +135,26 @@ class RaggedBatch:
         return self.data, self.offsets, self.shapes
 
 
-def _height_width_channels(image: Any, number: int) -> Tensor:
-    """One image as uint8 [H, W, C]."""
-    if isinstance(image, Tensor):
-        if image.dim() == 3 and image.dtype == torch.uint8:
-            return image.permute(1, 2, 0)
-        got = f"{image.dtype} {list(image.shape)}"
-        raise TypeError(f"RaggedBatch: image {number} must be a uint8 Tensor [C, H, W], got {got}")
-    import numpy as np
+def height_width_channels(image: Any, name: str) -> Tensor:
+    """One image as uint8 [H, W, C].
 
-    if hasattr(image, "getbands"):  # a PIL image
-        image = np.array(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim not in (2, 3):
-        got = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise TypeError(
-            f"RaggedBatch: image {number} must be a uint8 Tensor [C, H, W], array [H, W, C] or PIL image, got {got}"
-        )
-    pixels = torch.from_numpy(image)
-    return pixels[..., None] if pixels.dim() == 2 else pixels
+    Raises:
+        TypeError: for what is no image of bytes.
+        ValueError: for one of no pixels.
+    """
+    if isinstance(image, Tensor) and image.dim() == 3 and image.dtype == torch.uint8:
+        pixels = image.permute(1, 2, 0)
+    else:
+        import numpy as np
+
+        if hasattr(image, "getbands"):  # a PIL image
+            image = np.array(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim not in (2, 3):
+            got = f"{image.dtype} {list(image.shape)}" if hasattr(image, "shape") else type(image).__name__
+            raise TypeError(
+                f"RaggedBatch: {name} must be a uint8 Tensor [C, H, W], array [H, W, C] or PIL image, got {got}"
+            )
+        pixels = torch.from_numpy(image if image.ndim == 3 else image[..., None])
+    if 0 in pixels.shape:
+        raise ValueError(f"RaggedBatch: {name} must have pixels, got [height, width, channels] = {list(pixels.shape)}")
+    return pixels

@@ -54,13 +54,13 @@ def test_arrays_and_pictures_become_a_batch():
 
 
 BAD_IMAGES = {
-    "float": (torch.zeros(3, 4, 4), TypeError, r"image 1 must be a uint8 Tensor \[C, H, W\], got torch.float32"),
+    "float": (torch.zeros(3, 4, 4), TypeError, r"image 1 must be a uint8 Tensor .*, got torch.float32"),
     "batch": (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), TypeError, r"image 1 .* got torch.uint8 \[1, 3, 4, 4\]"),
     "array": (np.zeros((4, 4), np.float32), TypeError, "image 1 .* got float32"),
     "text": ("a.jpg", TypeError, "image 1 .* got str"),
-    "no_rows": (torch.zeros(3, 0, 4, dtype=torch.uint8), ValueError, r"image 1 \(shapes\[1\] = \[0, 4, 3\]"),
+    "no_rows": (torch.zeros(3, 0, 4, dtype=torch.uint8), ValueError, r"image 1 must have pixels, got .* \[0, 4, 3\]"),
     "channels": (torch.zeros(1, 4, 4, dtype=torch.uint8), ValueError, "image 1 .*channels must be those of image 0"),
-    "no_channels": (torch.zeros(0, 4, 4, dtype=torch.uint8), ValueError, "image 1 .*channels must be from 1 to"),
+    "no_channels": (torch.zeros(0, 4, 4, dtype=torch.uint8), ValueError, "image 1 must have pixels"),
 }
 
 

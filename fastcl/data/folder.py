@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastcl.errors import DataError, run_extra
 
-__all__ = ["find_images", "read_folder", "read_images"]
+__all__ = ["classes_of", "find_images", "read_folder", "read_images"]
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -75,9 +75,13 @@ def read_folder(folder: Path, size: int) -> tuple[Tensor, Tensor | None, tuple[s
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder of images")
     paths = find_images(folder)
-    images = read_images(paths, size)
+    return read_images(paths, size), *classes_of(folder, paths)
+
+
+def classes_of(folder: Path, paths: Sequence[Path]) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Labels int64 [len(paths)] and the names of the classes, from the first subfolder of each; see `read_folder`."""
     parts = [path.relative_to(folder).parts for path in paths]
     classes = tuple(sorted({part[0] for part in parts if len(part) > 1}))
     if len(classes) < 2 or any(len(part) == 1 for part in parts):
-        return images, None, ()
-    return images, torch.tensor([classes.index(part[0]) for part in parts]), classes
+        return None, ()
+    return torch.tensor([classes.index(part[0]) for part in parts]), classes

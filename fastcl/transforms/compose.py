@@ -314,6 +314,7 @@ class Compose:
             )
         if out is not None:
             return out
+        assert isinstance(value, Tensor)  # after the first pass
         return value[0] if single else value
 
     def _views(
