@@ -52,12 +52,12 @@ def by_label(loader: Any) -> dict[int, tuple[Tensor, ...]]:
 
 
 WAYS = {
-    "one_by_one": {"batch_size": 1},
+    "one_by_one": {"batch_size": 1, "prefetch": 1},
     "all_at_once": {"batch_size": 512},
     "no_prefetch": {"batch_size": 4, "prefetch": 0},
     "far_ahead": {"batch_size": 4, "prefetch": 5},
     "shuffled": {"batch_size": 4, "shuffle": True, "seed": 1},
-    "workers": {"batch_size": 4, "num_workers": 4},
+    "workers": {"batch_size": 4, "num_workers": 4, "prefetch": 1},
     "workers_shuffled": {"batch_size": 5, "num_workers": 2, "shuffle": True, "seed": 2},
 }
 
@@ -241,7 +241,7 @@ def test_a_training_step_allocates_the_same_again_and_again():
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_damaged_image_is_an_error_or_skipped_and_counted(num_workers):
-    settings = {"batch_size": 4, "num_workers": num_workers}
+    settings = {"batch_size": 4, "num_workers": num_workers, "prefetch": num_workers // 2}
     with pytest.raises(OSError, match="picture 9 is damaged"):
         list(Loader(Pictures((9,)), simclr(), **settings))
     loader = Loader(Pictures((8, 9, 10, 11, 20)), simclr(), on_error="skip", **settings)
@@ -282,7 +282,7 @@ def test_an_error_in_the_transform_reaches_the_loop():
         raise ArithmeticError(f"batch of {index.tolist()}")
 
     with pytest.raises(ArithmeticError, match=r"batch of \[0, 1\]"):
-        list(Loader(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), fails, batch_size=2))
+        list(Loader(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), fails, batch_size=2, prefetch=1))
 
 
 def test_images_per_second_are_counted():

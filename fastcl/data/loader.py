@@ -95,9 +95,9 @@ class Loader:
     """Yields augmented batches; in place of ``DataLoader(dataset, ...)`` where ``dataset`` had the transform.
 
     The views of sample i in epoch e follow from the transform's seed, i and e alone: not from batch size, workers,
-    order or device. They are made in this process, or on the training device, while the training step before runs. On
-    the CPU they stand in memory that is used again once nothing refers to it any more: after the first batches nothing
-    is allocated, and what you keep is never overwritten.
+    order or device. They are made in this process or on the training device. On the CPU they stand in memory that is
+    used again once nothing refers to it any more: after the first batches nothing is allocated, and what you keep is
+    never overwritten.
 
     Args:
         dataset: uint8 images [N, C, H, W], or a :class:`RaggedBatch`, or a TensorDataset whose first tensor is the
@@ -112,7 +112,8 @@ class Loader:
         drop_last: leaves out a last batch that is not full.
         device: where the views are made; raw bytes travel there. By default the CPU.
         seed: of the order; by default drawn from torch's global generator.
-        prefetch: batches that are made ahead, by a thread beside the training step; 0 for none.
+        prefetch: batches that are made ahead by a thread beside the training step. By default 1 where there is an
+            accelerator, else 0: training on the CPU has use for every core itself.
         on_error: ``"raise"``, or ``"skip"`` for images that cannot be read; :attr:`skipped` then has them.
         **dataloader: further arguments of torch's DataLoader, such as ``multiprocessing_context``.
 
@@ -139,10 +140,12 @@ class Loader:
         drop_last: bool = False,
         device: torch.device | str | None = None,
         seed: int | None = None,
-        prefetch: int = 1,
+        prefetch: int | None = None,
         on_error: str = "raise",
         **dataloader: Any,
     ) -> None:
+        if prefetch is None:
+            prefetch = int(torch.accelerator.is_available())
         if batch_size < 1 or prefetch < 0 or num_workers < 0:
             raise ValueError(
                 "Loader: batch_size must be at least 1, prefetch and num_workers at least 0, got "
