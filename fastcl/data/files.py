@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fastcl.data.folder import classes_of, find_images
-from fastcl.errors import DataError, run_extra
+from fastcl.data.folder import classes_of, find_images, open_image
+from fastcl.errors import DataError
 
 __all__ = ["ImageFiles", "decode"]
 
@@ -37,20 +37,7 @@ def decode(source: str | Path | bytes, *, channels: int = 3, min_side: int | Non
     """
     if channels not in (1, 3) or (min_side is not None and min_side < 1):
         raise ValueError(f"decode: channels must be 1 or 3 and min_side at least 1, got {channels} and {min_side}")
-    with run_extra():
-        from PIL import Image, ImageOps, UnidentifiedImageError
-    import numpy as np
-
-    mode = "RGB" if channels == 3 else "L"
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            if min_side is not None:
-                shorter = min(image.size)
-                image.draft(mode, tuple(max(1, side * min_side // shorter) for side in image.size))
-            pixels = np.array(ImageOps.exif_transpose(image).convert(mode))
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        name = f"{len(source)} bytes" if isinstance(source, bytes) else source
-        raise DataError(f"{name}: expected a readable image: {error}") from error
+    pixels = np.array(open_image(source, channels, min_side))
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
 
 
