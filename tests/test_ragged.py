@@ -10,8 +10,8 @@ from torch import Tensor
 import fastcl
 from fastcl import transforms as T
 from fastcl.data import RaggedBatch
-from fastcl.ops import augment_apply_ragged, augment_sample_ragged
-from fastcl.ops.augment import PARAM_NAMES
+from fastcl.ops import augment_sample_ragged, augment_views_ragged
+from fastcl.ops.augment_table import PARAM_NAMES
 
 SIZES = [(1, 1), (5, 120), (120, 5), (64, 64), (97, 131), (3, 2), (16, 16), (200, 90)]
 BACKENDS = ("reference", "native")
@@ -92,7 +92,7 @@ def test_a_batch_that_does_not_fit_its_bytes_is_an_error(backend, name):
     params = transform.sample(2, (4, 5))
     getattr(batch, part)[at] = value  # behind the batch's back: the op must see it all the same
     with pytest.raises(RuntimeError, match=message):
-        augment_apply_ragged(batch, params, (4, 4))
+        augment_views_ragged(batch, [params], [(4, 4)])
     with pytest.raises(ValueError, match=message):
         RaggedBatch(batch.data, batch.offsets, batch.shapes)
 
@@ -182,13 +182,13 @@ def test_arguments_that_do_not_fit(backend):
     transform = T.Compose([T.RandomResizedCrop(4)], seed=0)
     params = transform.sample(len(batch), batch.shapes)
     with pytest.raises(TypeError, match="images must be a RaggedBatch, got Tensor"):
-        augment_apply_ragged(batch[3][None], params, (4, 4))
-    with pytest.raises(ValueError, match=r"params must be \[8, "):
-        augment_apply_ragged(batch, params[:3], (4, 4))
+        augment_views_ragged(batch[3][None], [params], [(4, 4)])
+    with pytest.raises(ValueError, match=r"params\[0\] must be \[8, "):
+        augment_views_ragged(batch, [params[:3]], [(4, 4)])
     with pytest.raises(ValueError, match="at least one image"):
-        augment_apply_ragged(RaggedBatch.of([]), params[:0], (4, 4))
-    with pytest.raises(ValueError, match=r"out must be contiguous \[8, 3, 4, 4\]"):
-        augment_apply_ragged(batch, params, (4, 4), out=torch.empty(8, 1, 4, 4, dtype=torch.uint8))
+        augment_views_ragged(RaggedBatch.of([]), [params[:0]], [(4, 4)])
+    with pytest.raises(ValueError, match=r"out\[0\] must be contiguous \[8, 3, 4, 4\]"):
+        augment_views_ragged(batch, [params], [(4, 4)], out=[torch.empty(8, 1, 4, 4, dtype=torch.uint8)])
     with pytest.raises(TypeError, match=r"shapes must be int32 \[n, 3\], got torch\.int64"):
         augment_sample_ragged(transform.recipe[0], torch.arange(8), seed=0, shapes=batch.shapes.long(), out_size=(4, 4))
     with pytest.raises(ValueError, match=r"shapes must be \[7, 3\], got \[8, 3\]"):
@@ -199,6 +199,35 @@ def test_arguments_that_do_not_fit(backend):
         augment_sample_ragged(transform.recipe[0], torch.arange(8), seed=0, shapes=empty, out_size=(4, 4))
 
 
+def test_views_in_one_call_are_those_of_many(backend):
+    batch, index, tables = RaggedBatch.of(images()), torch.arange(len(SIZES)), []
+    sizes, recipe = [(12, 9), (6, 6), (12, 9)], T.SimCLRTransform(12).transform.recipe[0]
+    for view, size in enumerate(sizes):
+        tables.append(augment_sample_ragged(recipe, index, seed=1, view=view, shapes=batch.shapes, out_size=size))
+    together = augment_views_ragged(batch, tables, sizes, resize="bicubic")
+    for got, table, size in zip(together, tables, sizes, strict=True):
+        assert torch.equal(got, augment_views_ragged(batch, [table], [size], resize="bicubic")[0])
+    out = [torch.empty_like(view) for view in together]
+    assert all(
+        a is b for a, b in zip(augment_views_ragged(batch, tables, sizes, resize="bicubic", out=out), out, strict=True)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(out, together, strict=True))
+    with pytest.raises(ValueError, match="one entry for each view, got 3, 2"):
+        augment_views_ragged(batch, tables, sizes[:2])
+
+
+def test_one_large_view_is_made_by_all_threads():
+    """Fewer images than threads: the rows are shared out."""
+    batch, transform = RaggedBatch.of([noise(3, (150, 170))]), T.SimCLRTransform(160, gaussian_blur=1, seed=1)
+    threads = torch.get_num_threads()
+    try:
+        one = transform(batch, index=[0])
+        torch.set_num_threads(3)
+        assert all(torch.equal(a, b) for a, b in zip(one, transform(batch, index=[0]), strict=True))
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("column", ["crop_top", "crop_width", "hue"])
 def test_a_row_is_checked_against_its_own_image(backend, column):
     batch = RaggedBatch.of(images())
@@ -206,8 +235,8 @@ def test_a_row_is_checked_against_its_own_image(backend, column):
     params[1, PARAM_NAMES.index(column)] = 100.0 if column != "hue" else float("nan")  # image 4 has room for it
     if column == "crop_width":
         params[1, PARAM_NAMES.index("crop_left")] = 30  # 30 + 100 > 120
-    with pytest.raises(RuntimeError, match=rf"params\[[01]\] has {column}"):
-        augment_apply_ragged(batch, params, (4, 4))
+    with pytest.raises(RuntimeError, match=rf"augment_views: params\[0\]\[1\] has {column}"):
+        augment_views_ragged(batch, [params], [(4, 4)])
 
 
 @pytest.mark.parametrize("namespace", ["fastcl", "fastcl_reference"])
@@ -217,10 +246,10 @@ def test_opcheck(namespace):
     sample = (recipe, torch.arange(3), batch.shapes, 5, 1, 0, 8, 8)
     torch.library.opcheck(ops.augment_sample_ragged.default, sample)
     params = ops.augment_sample_ragged(*sample)
-    for how in (("nearest", [], [], []), ("bilinear", [1.0], [0.5], [0.5])):
-        out = torch.zeros(3, 3, 8, 8)
-        arguments = (batch.data, batch.offsets, batch.shapes, params, *how, out)
-        torch.library.opcheck(ops.augment_apply_ragged.default, arguments)
+    for how in (("nearest", [], [], [], "bilinear", []), ("bilinear", [1.0], [0.5], [0.5], "bicubic", [0.1])):
+        out = [torch.zeros(3, 3, 8, 8), torch.zeros(3, 3, 8, 8)]
+        arguments = (batch.data, batch.offsets, batch.shapes, [params, params], *how, out)
+        torch.library.opcheck(ops.augment_views_ragged.default, arguments)
 
 
 def test_compiles_without_graph_breaks(backend):

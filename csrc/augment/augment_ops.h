@@ -78,12 +78,13 @@ inline std::vector<float> per_channel(const char* name, const std::vector<double
 struct AugmentInputs {
   Tensor images, params;
   Tensor offsets, shapes;  // of ragged images
-  std::vector<float> fill, mean, inverse_std;
+  std::vector<float> fill, mean, inverse_std, erase;
   AugmentApply problem{};
 
   AugmentInputs(const Tensor& images_in, const Tensor& params_in, int64_t height, int64_t width,
                 const std::string& interpolation, const std::vector<double>& fills, const std::vector<double>& means,
-                const std::vector<double>& stds, ScalarType dtype)
+                const std::vector<double>& stds, ScalarType dtype, const std::string& resize,
+                const std::vector<double>& erases)
       : images(images_in), params(torch::stable::contiguous(params_in)) {
     const char* op = "augment_apply";
     FASTCL_CHECK(images.dim() == 4 && images.size(1) > 0 && images.size(2) > 0 && images.size(3) > 0, op,
@@ -100,24 +101,25 @@ struct AugmentInputs {
     problem.channels = images.size(1);
     problem.height = images.size(2);
     problem.width = images.size(3);
-    describe(height, width, interpolation, fills, means, stds, dtype);
+    describe(height, width, interpolation, fills, means, stds, dtype, resize, erases);
   }
 
   // Of ragged images, in host memory.
   AugmentInputs(const Tensor& data, const Tensor& offsets_in, const Tensor& shapes_in, int64_t channels,
                 const Tensor& params_in, int64_t height, int64_t width, const std::string& interpolation,
                 const std::vector<double>& fills, const std::vector<double>& means, const std::vector<double>& stds,
-                ScalarType dtype)
+                ScalarType dtype, const std::string& resize, const std::vector<double>& erases)
       : images(data),
         params(torch::stable::contiguous(params_in)),
         offsets(torch::stable::contiguous(offsets_in)),
         shapes(torch::stable::contiguous(shapes_in)) {
-    const char* op = "augment_apply";
+    const char* op = "augment_views";
     check_dtype(op, "images.data", images, ScalarType::Byte);
     check_dtype(op, "images.offsets", offsets, ScalarType::Long);
-    FASTCL_CHECK(images.dim() == 1 && images.is_contiguous() && offsets.dim() == 1, op,
-                 ": images.data must be contiguous [bytes] and offsets [n], got ", shape(images), " and ",
-                 shape(offsets));
+    FASTCL_CHECK(
+        images.dim() == 1 && images.is_contiguous() && offsets.dim() == 1 && images.is_cpu() && offsets.is_cpu(), op,
+        ": images.data must be contiguous [bytes] and offsets [n] on the CPU, got ", shape(images), " and ",
+        shape(offsets));
     problem.shapes = ragged_shapes(op, shapes, offsets.size(0));
     problem.offsets = static_cast<const int64_t*>(offsets.const_data_ptr());
     problem.image_type = PixelType::kUint8;
@@ -135,27 +137,30 @@ struct AugmentInputs {
       problem.height = h > problem.height ? h : problem.height;
       problem.width = w > problem.width ? w : problem.width;
     }
-    describe(height, width, interpolation, fills, means, stds, dtype);
+    describe(height, width, interpolation, fills, means, stds, dtype, resize, erases);
   }
 
-  // For params in host memory.
-  void check_rows() const {
+  AugmentInputs(const AugmentInputs&) = delete;
+
+  // For params in host memory; `at` is the table's place in a list.
+  void check_rows(const std::string& op = "augment_apply", const std::string& at = "") const {
     static const std::vector<std::string> names = param_names();
     for (int64_t i = 0; i < problem.n; ++i) {
       int64_t bad;
       const float* row = reinterpret_cast<const float*>(problem.params + i);
       const bool ragged = problem.offsets != nullptr;
-      FASTCL_CHECK(params_fit(problem.params[i], ragged ? image_alone(problem, i) : problem, &bad),
-                   "augment_apply: params[", i, "] has ", names[size_t(bad)], " = ", row[bad],
-                   ", which does not fit images ", ragged ? shape_of(i) : shape(images), " and an output of ",
-                   problem.out_height, " x ", problem.out_width);
+      FASTCL_CHECK(params_fit(problem.params[i], ragged ? image_alone(problem, i) : problem, &bad), op, ": params", at,
+                   "[", i, "] has ", names[size_t(bad)], " = ", row[bad], ", which does not fit images ",
+                   ragged ? shape_of(i) : shape(images), " and an output of ", problem.out_height, " x ",
+                   problem.out_width);
     }
   }
 
  private:
   // What does not depend on how the images lie.
   void describe(int64_t height, int64_t width, const std::string& interpolation, const std::vector<double>& fills,
-                const std::vector<double>& means, const std::vector<double>& stds, ScalarType dtype) {
+                const std::vector<double>& means, const std::vector<double>& stds, ScalarType dtype,
+                const std::string& resize, const std::vector<double>& erases) {
     const char* op = "augment_apply";
     FASTCL_CHECK(height >= 1 && width >= 1 && height <= kMaxSide && width <= kMaxSide, op, ": sides must be from 1 to ",
                  kMaxSide, ", got size ", height, " x ", width);
@@ -164,6 +169,7 @@ struct AugmentInputs {
                  ": params must be [", problem.n, ", ", kParams, "], got ", shape(params));
     FASTCL_CHECK(interpolation == "nearest" || interpolation == "bilinear", op,
                  ": interpolation must be nearest or bilinear, got ", interpolation);
+    FASTCL_CHECK(resize == "bilinear" || resize == "bicubic", op, ": resize must be bilinear or bicubic, got ", resize);
     FASTCL_CHECK(means.empty() == stds.empty(), op, ": mean and std must be given together");
     problem.out_type = pixel_type("dtype", dtype);
     FASTCL_CHECK(means.empty() || problem.out_type != PixelType::kUint8, op, ": mean and std need a floating dtype");
@@ -171,10 +177,13 @@ struct AugmentInputs {
     mean = per_channel("mean", means, problem.channels, 0);
     inverse_std = per_channel("std", stds, problem.channels, 1);
     for (float& v : inverse_std) v = 1 / v;
+    erase = per_channel("erase", erases, problem.channels, 0);
     problem.params = static_cast<const AugmentParams*>(params.const_data_ptr());
     problem.out_height = height;
     problem.out_width = width;
     problem.nearest = interpolation == "nearest";
+    problem.bicubic = resize == "bicubic";
+    problem.erase = erase.data();
     problem.fill = fills.empty() ? nullptr : fill.data();
     problem.mean = mean.data();
     problem.inverse_std = inverse_std.data();
@@ -195,8 +204,10 @@ struct AugmentInputs {
     std::vector<std::string> names = {"crop_top", "crop_left", "crop_height", "crop_width", "hflip", "vflip"};
     for (int i = 0; i < 9; ++i) names.push_back("map_" + std::to_string(i));
     for (int i = 0; i < 4; ++i) names.push_back("color_op_" + std::to_string(i));
-    for (const char* name : {"brightness", "contrast", "saturation", "hue", "grayscale", "blur_sigma", "blur_radius_x",
-                             "blur_radius_y", "solarize", "solarize_threshold"})
+    for (const char* name :
+         {"brightness",    "contrast", "saturation", "hue",        "grayscale",    "blur_sigma",  "blur_radius_x",
+          "blur_radius_y", "sharpen",  "sharpness",  "invert",     "posterize",    "solarize",    "solarize_threshold",
+          "autocontrast",  "equalize", "erase_top",  "erase_left", "erase_height", "erase_width", "erase_seed"})
       names.push_back(name);
     return names;
   }

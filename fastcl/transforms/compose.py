@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from fastcl.ops.augment import FLIP_AT, IDENTITY_RECIPE, PARAM_NAMES, RECIPE_NAMES, augment_apply, augment_sample
-from fastcl.ops.augment_ragged import augment_apply_ragged, augment_sample_ragged
+from fastcl.ops.augment import augment_apply, augment_sample
+from fastcl.ops.augment_ragged import augment_sample_ragged, augment_views_ragged
+from fastcl.ops.augment_table import FLIP_AT, IDENTITY_RECIPE, PARAM_NAMES, RECIPE_NAMES
 from fastcl.ragged import RaggedBatch
 
 Size = tuple[int, int]  # height, width
@@ -300,18 +301,18 @@ class Compose:
                 mean = std = None
             bytes_in = bytes_in and not (plan.dtype or plan.mean)
             into = None if out is None or not last else out[None] if single else out
-            apply: Callable[..., Tensor] = augment_apply_ragged if isinstance(value, RaggedBatch) else augment_apply
-            value = apply(
-                value,
-                table,
-                plan.output_size(size_of(value)),
-                interpolation=plan.interpolation,
-                fill=fill,
-                mean=mean,
-                std=std,
-                dtype=floating if not last else torch.uint8 if pictures else dtype,
-                out=into,
-            )
+            size = plan.output_size(size_of(value))
+            how: dict[str, Any] = {
+                "interpolation": plan.interpolation,
+                "fill": fill,
+                "mean": mean,
+                "std": std,
+                "dtype": floating if not last else torch.uint8 if pictures else dtype,
+            }
+            if isinstance(value, RaggedBatch):
+                value = augment_views_ragged(value, [table], [size], **how, out=None if into is None else [into])[0]
+            else:
+                value = augment_apply(value, table, size, **how, out=into)
         if out is not None:
             return out
         assert isinstance(value, Tensor)  # after the first pass

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from fastcl.ops.augment import CROPS, OUTPUT_DTYPES
+from fastcl.ops.augment import OUTPUT_DTYPES
+from fastcl.ops.augment_table import CROPS
 from fastcl.transforms.compose import Pass, Size, Transform
 
 Range = tuple[float, float]
