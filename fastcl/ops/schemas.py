@@ -43,6 +43,14 @@ SCHEMAS: dict[str, str] = {
         "(Tensor images, Tensor[] params, str interpolation, float[] fill, float[] mean, float[] std, str resize,"
         " float[] erase, Tensor(a!)[] out) -> ()"
     ),
+    "augment_sample_ragged": (
+        "(Tensor recipe, Tensor index, Tensor shapes, SymInt seed, SymInt epoch, SymInt view, SymInt out_height,"
+        " SymInt out_width) -> Tensor"
+    ),
+    "augment_views_ragged": (
+        "(Tensor data, Tensor offsets, Tensor shapes, Tensor[] params, str interpolation, float[] fill, float[] mean,"
+        " float[] std, str resize, float[] erase, Tensor(a!)[] out) -> ()"
+    ),
     "int8_conv2d": (
         "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? packed, int[] stride, int[] padding,"
         " int[] dilation, str activation) -> Tensor"
