@@ -273,14 +273,26 @@ class Int8Linear(_Int8Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] → [..., out_features] of ``x``'s dtype."""
-        weight, scale, packed = self.weight, self.weight_scale, self._pack()
-        bias: Tensor | None = self.bias
-        if x.dtype not in FLOAT_DTYPES or x.dim() == 0 or x.shape[-1] != self.in_features or x.device != weight.device:
-            return int8_linear(x, weight, scale, bias)  # raises, and says what is wrong with x
-        # the layer's own tensors need no checks, which would take as long as the product of one row
-        bias = bias.float() if bias is not None and bias.dtype != torch.float32 else bias
-        how = (self.x_range, self.x_multiplier, self.outlier_columns, self.outlier_weight, self.mode)
-        return op("int8_linear", x)(x, weight, scale, bias, packed, *how, self.activation)  # type: ignore[no-any-return]
+        tensors, packed = self._buffers, self._packed  # by name rather than as attributes: a row's product is as long
+        bias: Tensor | None = self._parameters["bias"]
+        weight: Any = tensors["weight"]
+        if x.dtype not in FLOAT_DTYPES or x.shape[-1:] != (self.in_features,) or x.device != weight.device:
+            return int8_linear(x, weight, self.weight_scale, bias)  # raises, and says what is wrong with x
+        if bias is not None and bias.dtype != torch.float32:
+            bias = bias.float()
+        return op("int8_linear", x)(  # type: ignore[no-any-return]
+            x,
+            weight,
+            tensors["weight_scale"],
+            bias,
+            self._pack() if packed is None else packed,
+            tensors["x_range"],
+            tensors["x_multiplier"],
+            tensors["outlier_columns"],
+            tensors["outlier_weight"],
+            self.mode,
+            self.activation,
+        )
 
     def extra_repr(self) -> str:
         """nn.Linear's, and the activation."""
