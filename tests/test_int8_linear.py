@@ -269,9 +269,13 @@ def test_opcheck(namespace, activation):
     torch.library.opcheck(ops.int8_pack_weight.default, (weight, "auto"))
     packed = int8_pack_weight(weight) if namespace == "fastcl" else None
     for dtype, b, p in ((torch.float32, bias, packed), (torch.bfloat16, None, None)):
-        inputs = (x.to(dtype).requires_grad_(), weight, scale, b, p, activation)
-        torch.library.opcheck(ops.int8_linear.default, inputs)
-    torch.library.opcheck(ops.int8_linear.default, (x[:, None], weight, scale, bias.requires_grad_(), None, activation))
+        for how in WAYS.values():
+            given = [how.get(name) for name in ("x_range", "x_multiplier", "outlier_columns", "outlier_weight")]
+            rest = (*given, how.get("mode", "dynamic"), activation)
+            inputs = (x.to(dtype).requires_grad_(), weight, scale, b, p, *rest)
+            torch.library.opcheck(ops.int8_linear.default, inputs)
+    inputs = (x[:, None], weight, scale, bias.requires_grad_(), None, *[None] * 4, "dynamic", activation)
+    torch.library.opcheck(ops.int8_linear.default, inputs)
 
 
 X, W, S = torch.ones(3, 4), torch.ones(2, 4, dtype=torch.int8), torch.ones(2)
