@@ -54,6 +54,10 @@ class Encoder(nn.Module):
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.config.mean, self.config.std))
         return (images.float() / 255 - mean) / std
 
+    def from_pixels(self) -> nn.Module:
+        """A model of this encoder that takes uint8 images [B, C, H, W]; weights are shared."""
+        return _FromPixels(self)
+
     @torch.no_grad()
     def embed(self, images: Tensor, batch_size: int = 256) -> Tensor:
         """Embeds uint8 images [N, C, H, W] as float32 [N, dim], in evaluation mode."""
@@ -64,6 +68,15 @@ class Encoder(nn.Module):
         finally:
             self.train(training)
         return torch.cat(parts)
+
+
+class _FromPixels(nn.Module):
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.encoder(self.encoder.normalize(images))  # type: ignore[no-any-return]
 
 
 def _convolution(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> list[nn.Module]:

@@ -29,7 +29,7 @@ from fastcl.pretrain import Pretraining
 from fastcl.progress import Reporter
 from fastcl.report import Evidence, replace_frontier, write_report
 
-__all__ = ["FILES", "TIMINGS", "Interrupted", "compress", "run", "settings_of"]
+__all__ = ["FILES", "LADDER_FOLDER", "TIMINGS", "Interrupted", "compress", "load_run", "run", "settings_of"]
 
 FILES = {
     "config": "config.toml",
@@ -191,6 +191,21 @@ def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: 
     return metrics
 
 
+def load_run(out: Path) -> tuple[RunConfig, data.Dataset]:
+    """The settings and the images of a finished run.
+
+    Raises:
+        RunError: where there is none.
+        UserError: its other subclasses, for what is wrong with the data.
+    """
+    settings = settings_of(out)
+    if settings is None or not (out / FILES["metrics"]).exists():
+        state = "no run of fastcl" if settings is None else "an unfinished run; fastcl run --resume goes on with it"
+        raise RunError(f"{out}: expected the folder of a finished run, found {state}")
+    config = make_config(settings)
+    return config, _load(config)
+
+
 def compress(out: Path, config: LadderConfig, *, reporter: Reporter | None = None) -> Ladder:
     """Makes smaller encoders from that of a finished run, and shows them in its report.
 
@@ -210,15 +225,10 @@ def compress(out: Path, config: LadderConfig, *, reporter: Reporter | None = Non
         UserError: its other subclasses, for what is wrong with the data or the files.
     """
     reporter = reporter or Reporter()
-    settings = settings_of(out) if out.is_dir() else None
-    if settings is None or not (out / FILES["metrics"]).exists():
-        state = "an unfinished run; fastcl run --resume goes on with it" if settings is not None else "no run of fastcl"
-        raise RunError(f"{out}: expected the folder of a finished run, found {state}")
-    run_config = make_config(settings)
+    reporter.stage("load")
+    run_config, images = load_run(out)
     with _threads(run_config.threads or torch.get_num_threads()):
         try:
-            reporter.stage("load")
-            images = _load(run_config)
             encoder, _ = load_encoder(out / FILES["encoder"])
             for folder in (out, out / LADDER_FOLDER):
                 for path in folder.glob(f"{TEMPORARY}*"):

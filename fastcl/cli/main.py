@@ -26,13 +26,14 @@ try:
     with run_extra():
         from fastcl.cli.compress import compress
         from fastcl.cli.embed import embed
+        from fastcl.cli.export import export
         from fastcl.cli.preview import preview
         from fastcl.cli.run import run
-    for command in (run, compress, embed, preview):
+    for command in (run, compress, export, embed, preview):
         app.command()(command)
 except MissingExtraError as error:
     _missing = error
-    for name in ("run", "compress", "embed", "preview"):
+    for name in ("run", "compress", "export", "embed", "preview"):
 
         @app.command(
             name,
