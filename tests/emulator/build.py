@@ -149,7 +149,9 @@ class Ninja:
         rules, file = "\n".join(self.lines) + "\n", library.parent / "build.ninja"
         if not file.exists() or file.read_text() != rules:
             file.write_text(rules)
-        done = subprocess.run([_ninja(), "-C", library.parent, library], capture_output=True, text=True)
+        command = [_ninja(), "-C", library.parent, library]
+        environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # a sanitizer's
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
             raise RuntimeError(f"{library.name} does not compile:\n{done.stdout[-8000:]}{done.stderr[-2000:]}")
 
