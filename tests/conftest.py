@@ -36,11 +36,13 @@ def _ops_with_cuda_kernels() -> set[str]:
 @functools.cache
 def add_emulated() -> str:
     """Returns why the emulated backend is absent where it is."""
-    from emulator import build, device
+    from emulator import build, device, ptx
 
     try:
         device.runtime()
         registry.add_backend("emulated", "fastcl_emulated", device.library("ops"))
+        if architecture := os.environ.get("FASTCL_EMULATOR_PTX"):  # for the rest of the process
+            assert ptx.replaced_kernels("ops", int(architecture)).__enter__() > 0
     except build.Unavailable as reason:
         return str(reason)
     return ""

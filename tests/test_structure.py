@@ -13,7 +13,8 @@ from fastcl.ops.schemas import SCHEMAS
 
 ROOT = Path(__file__).parents[1]
 # Two ops of one row share its files; a backward stands beside its forward.
-ROWS = {**dict.fromkeys(("augment_sample", "augment_apply", "augment_apply_out"), "augment")}
+AUGMENT = ("augment_sample", "augment_apply", "augment_apply_out", "augment_views", "augment_views_out")
+ROWS = dict.fromkeys((*AUGMENT, "augment_sample_ragged", "augment_views_ragged"), "augment")
 ROWS["int8_pack_weight"] = "int8_linear"
 OPS = sorted({ROWS.get(name, name) for name in (schema.removesuffix("_backward") for schema in SCHEMAS)})
 
