@@ -33,6 +33,7 @@ SHAPES = {
     "several_blocks": (261, 133, 24),
     "symmetric": (261, None, 24),
     "streamed_rows": (37, 70, 290),
+    "longest_rows_that_stay": (20, 33, 128),
 }
 
 
