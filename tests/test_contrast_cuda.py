@@ -6,6 +6,7 @@ test_ntxent.py and test_similarity_lse.py, there on the default path.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,8 +78,8 @@ def gradients(values: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 @pytest.mark.parametrize("products", PRODUCTS.values(), ids=PRODUCTS.keys())
 def test_similarity_lse_matches_fp64(products, shape, grouped, scale):
-    """A logit is off by what rounding both operands costs, at most 2 · rounding · |scale| · |q| |k|, and so is its log-sum-exp;
-    a gradient by as much, relatively, and by what rounding G and the result to the inputs' type costs.
+    """A logit is off by what rounding both operands costs, at most 2 · rounding · |scale| · |q| |k|, and so is its
+    log-sum-exp; a gradient by as much, relatively, and by what rounding G and the result to the inputs' type costs.
     """
     dtype, precision, capability, rounding, on_tensor_cores = products
     rows, cols, dim = shape
@@ -135,7 +136,9 @@ def test_ntxent_matches_fp64(products, scale):
     exact = gradients([losses], exact_inputs)
     logit_error = scale * (2 * rounding + 8 * torch.finfo(torch.float32).eps)
     half = on_tensor_cores and (dtype != torch.float32 or precision != "highest")
-    relative = 2 * logit_error + 4e-6 + (2**-8 if half else 0) + (torch.finfo(dtype).eps if dtype != torch.float32 else 0)
+    relative = (
+        2 * logit_error + 4e-6 + (2**-8 if half else 0) + (torch.finfo(dtype).eps if dtype != torch.float32 else 0)
+    )
     units = [1, *(2 * scale / t.norm(dim=1, keepdim=True) for t in exact_inputs[:2]), 2 * n]
     allowed = [logit_error + 2e-6, relative, relative, 2 * logit_error + 4e-6]
     for ours, reference, unit, bound in zip(got, exact, units, allowed, strict=True):
@@ -194,5 +197,5 @@ def test_too_long_rows_are_refused():
 
 def test_the_host_reads_nothing_back_from_the_device():
     """The scale is an argument of the kernels by address: what it holds may differ at each replay of a CUDA graph."""
-    host = (device.build.__globals__["ROOT"] / "csrc" / "contrast" / "contrast_cuda.cu").read_text()
+    host = (Path(__file__).parents[1] / "csrc" / "contrast" / "contrast_cuda.cu").read_text()
     assert not any(word in host for word in ("cudaMemcpy", "Synchronize", "cudaMalloc"))
