@@ -199,3 +199,22 @@ def test_the_host_reads_nothing_back_from_the_device():
     """The scale is an argument of the kernels by address: what it holds may differ at each replay of a CUDA graph."""
     host = (Path(__file__).parents[1] / "csrc" / "contrast" / "contrast_cuda.cu").read_text()
     assert not any(word in host for word in ("cudaMemcpy", "Synchronize", "cudaMalloc"))
+
+
+def test_nothing_is_read_before_it_is_written():
+    """Scratch memory holds what an earlier tensor left there: large numbers here, NaN elsewhere in these tests."""
+    z = torch.randn(2, 70, 40)
+
+    def run(z: Tensor) -> list[Tensor]:
+        z0 = z[0].clone().requires_grad_()
+        losses = ntxent(z0, z[1], 10.0)
+        return [losses.detach(), torch.autograd.grad(losses.sum(), z0)[0]]
+
+    for dtype in (torch.float32, torch.float16):
+        expected = run(z.to(dtype))
+        torch.use_deterministic_algorithms(False)
+        for size in (1 << 16, 1 << 18, 1 << 20, 1 << 22):
+            left = [torch.full((size // 4,), 1e30) for _ in range(4)]
+            del left
+            assert all(torch.equal(a, b) for a, b in zip(run(z.to(dtype)), expected, strict=True))
+        torch.use_deterministic_algorithms(True, warn_only=True)

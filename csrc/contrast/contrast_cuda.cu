@@ -104,9 +104,10 @@ struct PreparedSide {
   unsigned char* rows;    // [padded, stride]
   float* factor;          // [padded]
   RowTerm* term;          // [padded], null in a forward pass
-  float* largest;         // [padded / kPrepareRows], lengths
-  float* largest_weight;  // [padded / kPrepareRows], null in a forward pass
+  float* largest;         // [blocks], lengths
+  float* largest_weight;  // [blocks], null in a forward pass
   int count, padded;
+  int blocks;  // of the launch that prepares this side
 };
 
 struct PreparedRows {
@@ -156,7 +157,7 @@ struct PrepareSides {
 
 __global__ void __launch_bounds__(kThreads) prepare_sides(PrepareSides p) {
   if (p.grad_scale && blockIdx.x == 0 && threadIdx.x == 0) *p.grad_scale = 0.f;
-  const int first_blocks = p.to[0].padded / kPrepareRows;
+  const int first_blocks = p.to[0].blocks;
   const int side = blockIdx.x >= first_blocks;
   const int block = side ? blockIdx.x - first_blocks : blockIdx.x;
   const PreparedSide& to = p.to[side];
@@ -462,14 +463,17 @@ struct Plan {
     rows = {element, panels * kPanelBytes};
     const int counts[2] = {p.rows, p.symmetric ? 0 : p.cols};
     for (int s = 0; s < 2; ++s) {
-      const int all = padded(counts[s]), blocks = all / kPrepareRows;
+      const int all = padded(counts[s]);
+      // A warp of prepare_views takes both rows of a pair.
+      const int blocks = blocks_of(p.ntxent ? all - counts[s] / 2 : all, kPrepareRows);
       side[s] = {scratch.array<unsigned char>(size_t(all) * rows.stride),
                  scratch.array<float>(all),
                  backward ? scratch.array<RowTerm>(all) : nullptr,
                  scratch.array<float>(blocks),
                  backward ? scratch.array<float>(blocks) : nullptr,
                  counts[s],
-                 all};
+                 all,
+                 blocks};
     }
     if (p.ntxent) {
       norm = scratch.array<float>(p.rows);
@@ -490,7 +494,7 @@ struct Plan {
   }
 
   TileSide tile_side(const PreparedSide& from, const int64_t* group) const {
-    return {from.rows, from.factor, from.term, group, from.largest, from.padded / kPrepareRows, from.count};
+    return {from.rows, from.factor, from.term, group, from.largest, from.blocks, from.count};
   }
 
   // Thread blocks for a list of tiles, `chunks` times.
@@ -529,7 +533,7 @@ struct Plan {
 
   void prepare_sides_launch(const CudaContrastBackward* out, cuda::Stream stream) const {
     const CudaContrast& p = problem;
-    const int blocks = std::max(1, (side[0].padded + side[1].padded) / kPrepareRows);
+    const int blocks = std::max(1, side[0].blocks + side[1].blocks);
     PrepareSides s{{matrix(p.q, p.type, p.dim), matrix(p.k, p.type, p.dim)},
                    {nullptr, nullptr},
                    {nullptr, nullptr},
@@ -547,7 +551,6 @@ struct Plan {
 
   void prepare_views_launch(const CudaContrastBackward* out, cuda::Stream stream) const {
     const CudaContrast& p = problem;
-    const int n = p.rows / 2;
     PrepareViews v{{matrix(p.q, p.type, p.dim), matrix(p.k, p.type, p.dim)},
                    out ? out->row_lse : nullptr,
                    out ? out->grad_row : nullptr,
@@ -557,8 +560,7 @@ struct Plan {
                    positive,
                    pull,
                    p.scale};
-    cuda::launch(prepare_views, dim3(blocks_of(n + side[0].padded - p.rows, kPrepareRows)), dim3(kThreads), 0, stream,
-                 v);
+    cuda::launch(prepare_views, dim3(side[0].blocks), dim3(kThreads), 0, stream, v);
   }
 
   void prepare(const CudaContrastBackward* out, cuda::Stream stream) const {
@@ -624,8 +626,8 @@ void cuda_contrast_backward(const CudaContrast& problem, const CudaContrastBackw
         using P = decltype(products);
         cuda::launch(contrast_backward_tiles<P>, dim3(pass.shares, plan.gradient_chunks), dim3(kTileThreads),
                      TileStream<P, P::kBackwardCols>::shared_bytes(pass.panels), stream, pass,
-                     plan.side[0].largest_weight, plan.side[0].padded / kPrepareRows, plan.side[1].largest_weight,
-                     plan.side[1].padded / kPrepareRows);
+                     plan.side[0].largest_weight, plan.side[0].blocks, plan.side[1].largest_weight,
+                     plan.side[1].blocks);
       });
     FinishBackward finish{pass,
                           {matrix(from, problem.type, problem.dim), matrix(problem.k, problem.type, problem.dim)},
