@@ -1,6 +1,6 @@
 """The fused ops: each has one file here, one folder in ``csrc/``, one test and one bench, all of one name."""
 
-from fastcl.ops.augment import augment_apply, augment_sample
+from fastcl.ops.augment import augment_apply, augment_sample, augment_views
 from fastcl.ops.int8_conv2d import int8_conv2d
 from fastcl.ops.int8_linear import int8_linear, int8_pack_weight
 from fastcl.ops.ntxent import ntxent
@@ -11,6 +11,7 @@ __all__ = [
     "BackendError",
     "augment_apply",
     "augment_sample",
+    "augment_views",
     "backends",
     "int8_conv2d",
     "int8_linear",

@@ -256,7 +256,9 @@ def _check_how(
     return interpolation, *lists[:3], resize, lists[3]
 
 
-def _check_out(name: str, argument: str, images: Tensor, size: tuple[int, int], dtype: torch.dtype, out: Tensor) -> None:
+def _check_out(
+    name: str, argument: str, images: Tensor, size: tuple[int, int], dtype: torch.dtype, out: Tensor
+) -> None:
     if not isinstance(out, Tensor):
         raise TypeError(f"{name}: {argument} must be a Tensor, got {type(out).__name__}")
     want = [*images.shape[:2], *size]
