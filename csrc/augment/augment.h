@@ -76,7 +76,8 @@ struct AugmentStream {
 struct AugmentSample {
   AugmentRecipe recipe;
   AugmentStream stream;
-  const int64_t* index;  // [n], sample numbers
+  const int64_t* index;   // [n], sample numbers
+  const int32_t* shapes;  // [n, 3]: the images' heights, widths and channels; null: all are as `stream` says
   int64_t n;
   AugmentParams* params;  // [n]
 };
@@ -88,6 +89,9 @@ struct AugmentApply {
   PixelType image_type;
   bool channels_last;  // images lie as [n, height, width, channels]
   int64_t n, channels, height, width;
+  // Images of different sizes lie anywhere in `images`, uint8 and channels_last; height and width are the largest.
+  const int64_t* offsets;       // [n], where each begins; null: all are height x width, one after another
+  const int32_t* shapes;        // [n, 3]: height, width, channels
   const AugmentParams* params;  // [n], checked
   int64_t out_height, out_width;
   bool nearest;              // the warp's interpolation, else bilinear
@@ -99,6 +103,18 @@ struct AugmentApply {
   void* out;                 // [n, channels, out_height, out_width], of out_type
   PixelType out_type;
 };
+
+// The problem of image i alone, without its output.
+inline AugmentApply image_alone(const AugmentApply& all, int64_t i) {
+  AugmentApply one = all;
+  one.images = static_cast<const uint8_t*>(all.images) + all.offsets[i];
+  one.n = 1;
+  one.height = all.shapes[3 * i];
+  one.width = all.shapes[3 * i + 1];
+  one.offsets = nullptr;
+  one.params = all.params + i;
+  return one;
+}
 
 void augment_sample(const AugmentSample& problem);
 // Several views of the same images: all but params, the output and its size are equal.

@@ -33,6 +33,7 @@ constexpr int64_t kRowThreadPixels = 1 << 14;  // fewer pixels of a view are not
 struct Planes {
   explicit Planes(const AugmentApply& a)
       : plane(row_steps(a.out_height * a.out_width) + kRowStep),
+        height(a.height),
         image(a.channels * plane),
         sums((a.out_height * a.out_width + kBand - 1) / kBand),
         axis_x(a.width, a.out_width, a.bicubic),
@@ -48,6 +49,7 @@ struct Planes {
   }
 
   int64_t plane;         // from one channel of `image` to the next
+  int64_t height;        // of the highest image
   Buffer<float> image;   // [channels, plane]
   Buffer<float> spare;   // likewise
   Buffer<double> sums;   // of the gray of each band
@@ -206,7 +208,7 @@ class View {
   // Lets the runs of a narrow crop be read a whole vector at a time: not beyond the images, but from a copy.
   template <class Pixel>
   void copy_narrow(int64_t crop_height, BlendRows<Pixel>* rows) {
-    if (!s_.has_narrow) s_.narrow = Buffer<float>(a_.channels * a_.height * kRowStep);
+    if (!s_.has_narrow) s_.narrow = Buffer<float>(a_.channels * s_.height * kRowStep);
     s_.has_narrow = true;
     Pixel* copy = reinterpret_cast<Pixel*>(s_.narrow.get());
     for (int64_t r = 0; r < rows->runs; ++r)
@@ -488,6 +490,8 @@ class PerSize {
   std::vector<Entry> entries_;
 };
 
+int64_t value_bytes(PixelType type) { return type == PixelType::kUint8 ? 1 : type == PixelType::kFloat32 ? 4 : 2; }
+
 }  // namespace
 
 float erase_noise(uint32_t seed, int64_t pixel, int64_t channel) {
@@ -498,22 +502,34 @@ float erase_noise(uint32_t seed, int64_t pixel, int64_t channel) {
 
 void augment_sample(const AugmentSample& problem) {
   parallel_for(problem.n, 256, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      problem.params[i] = draw_params(problem.recipe, problem.stream, problem.index[i]);
+    AugmentStream stream = problem.stream;
+    for (int64_t i = begin; i < end; ++i) {
+      if (problem.shapes) {
+        stream.height = problem.shapes[3 * i];
+        stream.width = problem.shapes[3 * i + 1];
+      }
+      problem.params[i] = draw_params(problem.recipe, stream, problem.index[i]);
+    }
   });
 }
 
 void augment_apply(const AugmentApply* views, int64_t count) {
   if (count == 0) return;
   const AugmentRows& rows = augment_rows();
+  const auto make = [&](const AugmentApply& view, int64_t i, Planes* planes, Lines* lines) {
+    if (!view.offsets) return View(view, rows, i, streams(view), planes, lines).run();
+    AugmentApply one = image_alone(view, i);
+    const int64_t values = view.channels * view.out_height * view.out_width;
+    one.out = static_cast<char*>(view.out) + i * values * value_bytes(view.out_type);
+    View(one, rows, 0, streams(view), planes, lines).run();
+  };
   const int64_t n = views[0].n, threads = thread_count();
   int64_t largest = 0;
   for (int64_t v = 0; v < count; ++v) largest = std::max(largest, views[v].out_height * views[v].out_width);
   if (n < threads && largest >= kRowThreadPixels) {
     PerSize<Planes> planes;
     for (int64_t i = 0; i < n; ++i)
-      for (int64_t v = 0; v < count; ++v)
-        View(views[v], rows, i, streams(views[v]), &planes.of(views[v]), nullptr).run();
+      for (int64_t v = 0; v < count; ++v) make(views[v], i, &planes.of(views[v]), nullptr);
     return;
   }
   // Images differ in work: a thread that is done takes the next one.
@@ -522,8 +538,7 @@ void augment_apply(const AugmentApply* views, int64_t count) {
     PerSize<Planes> planes;
     PerSize<Lines> lines;
     for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;)
-      for (int64_t v = 0; v < count; ++v)
-        View(views[v], rows, i, streams(views[v]), &planes.of(views[v]), &lines.of(views[v])).run();
+      for (int64_t v = 0; v < count; ++v) make(views[v], i, &planes.of(views[v]), &lines.of(views[v]));
     rows.stream_end();
   });
 }

@@ -19,6 +19,17 @@ Tensor augment_sample_cpu(const Tensor& recipe, const Tensor& index, int64_t see
   return params;
 }
 
+Tensor augment_sample_ragged_cpu(const Tensor& recipe, const Tensor& index, const Tensor& shapes, int64_t seed,
+                                 int64_t epoch, int64_t view, int64_t out_height, int64_t out_width) {
+  const Tensor numbers = torch::stable::contiguous(index), sizes = torch::stable::contiguous(shapes);
+  AugmentSample problem = augment_sample_problem(recipe, numbers, seed, epoch, view, 1, 1, out_height, out_width);
+  problem.shapes = ragged_shapes("augment_sample", sizes, problem.n);
+  Tensor params = new_tensor(index, {problem.n, kParams}, ScalarType::Float);
+  problem.params = static_cast<AugmentParams*>(params.mutable_data_ptr());
+  augment_sample(problem);
+  return params;
+}
+
 using Floats = std::vector<double>;
 
 Tensor new_view(const Tensor& images, int64_t height, int64_t width, ScalarType dtype) {
@@ -56,20 +67,27 @@ void augment_apply_out_cpu(const Tensor& images, const Tensor& params, std::stri
   augment_apply(&inputs.problem, 1);
 }
 
-// All tables are checked before anything is written.
-void views_into(const Tensor& images, const std::vector<Tensor>& params, const std::vector<Tensor>& out,
-                const std::string& interpolation, const Floats& fill, const Floats& mean, const Floats& std,
-                const std::string& resize, const Floats& erase) {
+// All tables are checked before anything is written. inputs_of(v): of view v.
+template <class InputsOf>
+void views_into(const std::vector<Tensor>& out, InputsOf&& inputs_of) {
   std::vector<std::unique_ptr<AugmentInputs>> inputs;
   std::vector<AugmentApply> problems;
-  for (size_t v = 0; v < params.size(); ++v) {
-    inputs.push_back(std::make_unique<AugmentInputs>(images, params[v], out[v].size(2), out[v].size(3), interpolation,
-                                                     fill, mean, std, out[v].scalar_type(), resize, erase));
+  for (size_t v = 0; v < out.size(); ++v) {
+    inputs.push_back(inputs_of(v));
     inputs[v]->check_rows("augment_views", "[" + std::to_string(v) + "]");
     inputs[v]->problem.out = out[v].mutable_data_ptr();
     problems.push_back(inputs[v]->problem);
   }
   augment_apply(problems.data(), int64_t(problems.size()));
+}
+
+void views_of_one_size(const Tensor& images, const std::vector<Tensor>& params, const std::vector<Tensor>& out,
+                       const std::string& interpolation, const Floats& fill, const Floats& mean, const Floats& std,
+                       const std::string& resize, const Floats& erase) {
+  views_into(out, [&](size_t v) {
+    return std::make_unique<AugmentInputs>(images, params[v], out[v].size(2), out[v].size(3), interpolation, fill, mean,
+                                           std, out[v].scalar_type(), resize, erase);
+  });
 }
 
 std::vector<Tensor> augment_views_cpu(const Tensor& images, std::vector<Tensor> params, std::vector<int64_t> heights,
@@ -78,7 +96,6 @@ std::vector<Tensor> augment_views_cpu(const Tensor& images, std::vector<Tensor> 
   FASTCL_CHECK(heights.size() == params.size() && widths.size() == params.size(),
                "augment_views: heights and widths must have one entry for each of ", params.size(), " tables, got ",
                heights.size(), " and ", widths.size());
-  constexpr int64_t kMaxSide = 1 << 20;
   std::vector<Tensor> out;
   for (size_t v = 0; v < params.size(); ++v) {
     FASTCL_CHECK(
@@ -87,7 +104,7 @@ std::vector<Tensor> augment_views_cpu(const Tensor& images, std::vector<Tensor> 
         " x ", widths[v]);
     out.push_back(new_view(images, heights[v], widths[v], dtype));
   }
-  views_into(images, params, out, interpolation, fill, mean, std, resize, erase);
+  views_of_one_size(images, params, out, interpolation, fill, mean, std, resize, erase);
   return out;
 }
 
@@ -100,15 +117,33 @@ void augment_views_out_cpu(const Tensor& images, std::vector<Tensor> params, std
     check_out("augment_views", view, images);
     FASTCL_CHECK(view.scalar_type() == out[0].scalar_type(), "augment_views: out must be of one dtype");
   }
-  views_into(images, params, out, interpolation, fill, mean, std, resize, erase);
+  views_of_one_size(images, params, out, interpolation, fill, mean, std, resize, erase);
+}
+
+void augment_views_ragged_cpu(const Tensor& data, const Tensor& offsets, const Tensor& shapes,
+                              std::vector<Tensor> params, std::string interpolation, Floats fill, Floats mean,
+                              Floats std, std::string resize, Floats erase, std::vector<Tensor> out) {
+  FASTCL_CHECK(out.size() == params.size(), "augment_views: out must have one tensor for each of ", params.size(),
+               " tables, got ", out.size());
+  for (const Tensor& view : out)
+    FASTCL_CHECK(view.dim() == 4 && view.is_contiguous() && view.is_cpu() && view.size(0) == offsets.numel(),
+                 "augment_views: out must be contiguous [", offsets.numel(), ", C, H, W] on the CPU, got ",
+                 shape(view));
+  views_into(out, [&](size_t v) {
+    return std::make_unique<AugmentInputs>(data, offsets, shapes, out[v].size(1), params[v], out[v].size(2),
+                                           out[v].size(3), interpolation, fill, mean, std, out[v].scalar_type(), resize,
+                                           erase);
+  });
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastcl, CPU, m) {
   m.impl("augment_sample", TORCH_BOX(&augment_sample_cpu));
+  m.impl("augment_sample_ragged", TORCH_BOX(&augment_sample_ragged_cpu));
   m.impl("augment_apply", TORCH_BOX(&augment_apply_cpu));
   m.impl("augment_apply_out", TORCH_BOX(&augment_apply_out_cpu));
   m.impl("augment_views", TORCH_BOX(&augment_views_cpu));
   m.impl("augment_views_out", TORCH_BOX(&augment_views_out_cpu));
+  m.impl("augment_views_ragged", TORCH_BOX(&augment_views_ragged_cpu));
 }
 
 }  // namespace

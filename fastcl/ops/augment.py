@@ -62,14 +62,7 @@ def augment_sample(
         TypeError: for a tensor of the wrong dtype.
         ValueError: for a shape or number out of range.
     """
-    if not isinstance(recipe, Tensor) or recipe.dtype != torch.float64 or recipe.shape != (len(RECIPE_NAMES),):
-        got = f"{recipe.dtype} {list(recipe.shape)}" if isinstance(recipe, Tensor) else type(recipe).__name__
-        raise TypeError(f"augment_sample: recipe must be float64 [{len(RECIPE_NAMES)}], got {got}")
-    if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.dim() != 1:
-        got = f"{index.dtype} {list(index.shape)}" if isinstance(index, Tensor) else type(index).__name__
-        raise TypeError(f"augment_sample: index must be int64 [n], got {got}")
-    if not 0 <= epoch < 1 << 32 or not 0 <= view < 1 << 16:
-        raise ValueError(f"augment_sample: epoch must be in [0, 2^32) and view in [0, 2^16), got {epoch} and {view}")
+    _check_draw(recipe, index, epoch, view)
     for name, sides in (("size", size), ("out_size", out_size)):
         if not all(1 <= side <= MAX_SIDE for side in sides):
             raise ValueError(f"augment_sample: {name} must be two numbers from 1 to {MAX_SIDE}, got {tuple(sides)}")
@@ -188,6 +181,17 @@ def augment_views(
         _check_out(name, f"out[{view}]", images, size, dtype, tensor)
     op("augment_views_out", images)(images, params, *how, list(out))
     return list(out)
+
+
+def _check_draw(recipe: Tensor, index: Tensor, epoch: int, view: int) -> None:
+    if not isinstance(recipe, Tensor) or recipe.dtype != torch.float64 or recipe.shape != (len(RECIPE_NAMES),):
+        got = f"{recipe.dtype} {list(recipe.shape)}" if isinstance(recipe, Tensor) else type(recipe).__name__
+        raise TypeError(f"augment_sample: recipe must be float64 [{len(RECIPE_NAMES)}], got {got}")
+    if not isinstance(index, Tensor) or index.dtype != torch.int64 or index.dim() != 1:
+        got = f"{index.dtype} {list(index.shape)}" if isinstance(index, Tensor) else type(index).__name__
+        raise TypeError(f"augment_sample: index must be int64 [n], got {got}")
+    if not 0 <= epoch < 1 << 32 or not 0 <= view < 1 << 16:
+        raise ValueError(f"augment_sample: epoch must be in [0, 2^32) and view in [0, 2^16), got {epoch} and {view}")
 
 
 def _check_images(name: str, images: Tensor) -> None:

@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from fastcl.ops.augment import augment_apply, augment_sample, augment_views
+from fastcl.ops.augment_ragged import augment_sample_ragged, augment_views_ragged
 from fastcl.ops.augment_table import FLIP_AT, IDENTITY_RECIPE, PARAM_NAMES, RECIPE_NAMES
+from fastcl.ragged import RaggedBatch
 
 Size = tuple[int, int]  # height, width
 Alternatives = list[tuple[float, list["Transform"]]]  # the probability of each, and what it does in turn
@@ -51,7 +53,7 @@ class Pass:
 
     Attributes:
         recipe: entries of RECIPE_NAMES that differ from the identity's.
-        size: gives the output's size for an input's; None keeps it.
+        size: of the output, or what gives it for an input's; None keeps it.
         interpolation: of the warp.
         resize: the crop's interpolation.
         fill: what the warp shows outside the image, in the units of the images where it stands.
@@ -67,7 +69,7 @@ class Pass:
     """
 
     recipe: dict[str, float] = field(default_factory=dict)
-    size: Callable[[Size], Size] | None = None
+    size: Callable[[Size], Size] | Size | None = None
     interpolation: str = "nearest"
     resize: str = "bilinear"
     fill: list[float] | None = None
@@ -97,7 +99,7 @@ class Pass:
         self.recipe |= {f"{name}_p": p, f"{name}_at": float(FLIP_AT.index(at))}
         return True
 
-    def take_crop(self, size: Callable[[Size], Size]) -> bool:
+    def take_crop(self, size: Callable[[Size], Size] | Size) -> bool:
         """Takes the crop or resize: only flips may have gone before."""
         if self.branchings or not self.take("crop"):
             return False
@@ -156,9 +158,23 @@ class Pass:
         shape = [len(branching.weights) for branching in self.branchings]
         return torch.tensor(rows, dtype=torch.float64, device="cpu"), torch.tensor(which, device="cpu").reshape(shape)
 
-    def output_size(self, size: Size) -> Size:
-        """Height and width that come out where those of `size` go in."""
-        return self.size(size) if self.size else size
+    def output_size(self, size: Size | Tensor) -> Size:
+        """Height and width that come out where those of `size` go in; a Tensor is a RaggedBatch's shapes.
+
+        Raises:
+            ValueError: where images of different sizes stay so.
+        """
+        if isinstance(self.size, tuple):
+            return self.size
+        if not isinstance(size, Tensor):
+            return self.size(size) if self.size else size
+        sizes = {self.output_size((height, width)) for height, width, _ in size.tolist()}
+        if len(sizes) > 1:
+            raise ValueError(
+                "Compose: images of different sizes need a crop or resize to one (height, width) in their first pass, "
+                f"got {len(sizes)} sizes after {self.transforms}"
+            )
+        return sizes.pop() if sizes else (1, 1)
 
 
 class Transform:
@@ -215,13 +231,20 @@ def require_transforms(owner: str, transforms: Sequence[Any], composes: bool = T
     return list(transforms)
 
 
-def as_batch(images: Any) -> tuple[Tensor, bool]:
-    """[B, C, H, W] of a batch, one image or a PIL image, and whether it was one image.
+def size_of(images: Tensor | RaggedBatch) -> Size | Tensor:
+    """Height and width of a batch [B, C, H, W]; the shapes of images of different sizes."""
+    return images.shapes if isinstance(images, RaggedBatch) else (images.shape[2], images.shape[3])
+
+
+def as_batch(images: Any) -> tuple[Tensor | RaggedBatch, bool]:
+    """[B, C, H, W] of a batch, one image or a PIL image, and whether it was one image; a RaggedBatch as it is.
 
     Raises:
         TypeError: for anything else.
         ValueError: for a tensor of other dimensions.
     """
+    if isinstance(images, RaggedBatch):
+        return images, False
     if not isinstance(images, Tensor) and hasattr(images, "getbands"):  # a PIL image
         import numpy as np
 
@@ -312,7 +335,8 @@ class Compose:
         """Draws for every image and applies.
 
         Args:
-            images: uint8 (or float32 from 0 to 1) [B, C, H, W] or [C, H, W], or a PIL image.
+            images: uint8 (or float32 from 0 to 1) [B, C, H, W] or [C, H, W], a PIL image, or images of different sizes
+                as a :class:`fastcl.data.RaggedBatch`.
             index: the images' sample numbers in the data set, int64 [B] (one number for one image): the draws then
                 depend on (seed, epoch, index, view) alone. Without, a counter runs on, so that each call draws anew.
             epoch: changes all draws.
@@ -351,12 +375,12 @@ class Compose:
         """
         return self._views(images, range(first, first + count), index, epoch, out)
 
-    def sample(self, index: Any, size: Size, epoch: int = 0, view: int = 0) -> Tensor:
+    def sample(self, index: Any, size: Size | Tensor, epoch: int = 0, view: int = 0) -> Tensor:
         """The params table that a call draws.
 
         Args:
             index: sample numbers, int64 [n], or their count n for 0 to n - 1.
-            size: height and width of the images.
+            size: height and width of the images, or a :class:`fastcl.data.RaggedBatch`'s shapes.
             epoch: as in a call.
             view: as in a call.
 
@@ -366,7 +390,8 @@ class Compose:
         index = (
             torch.arange(index, device="cpu") if isinstance(index, int) else torch.as_tensor(index, dtype=torch.int64)
         )
-        return self._sample(index, (size[0], size[1]), self.seed, epoch, view)
+        size = size if isinstance(size, Tensor) else (size[0], size[1])
+        return self._sample(index, size, self.seed, epoch, view)
 
     def apply(self, images: Any, params: Tensor, *, pictures: bool = False, out: Tensor | None = None) -> Tensor:
         """Replays a params table, as :meth:`sample` gave it or edited.
@@ -383,14 +408,19 @@ class Compose:
         batch, single = as_batch(images)
         if params.dim() != 2 or params.shape[1] != len(self.param_names):
             raise ValueError(f"Compose: params must be [B, {len(self.param_names)}], got {list(params.shape)}")
-        value = batch
+        value: Tensor | RaggedBatch = batch
         tables = torch.split(params, len(PARAM_NAMES), 1)
         hows = self.pass_arguments(batch.dtype, pictures)
         for number, (plan, table, how) in enumerate(zip(self.passes, tables, hows, strict=True)):
             into = None if out is None or number < len(self.passes) - 1 else out[None] if single else out
-            value = augment_apply(value, table, plan.output_size((value.shape[2], value.shape[3])), **how, out=into)
+            size = plan.output_size(size_of(value))
+            if isinstance(value, RaggedBatch):
+                value = augment_views_ragged(value, [table], [size], **how, out=None if into is None else [into])[0]
+            else:
+                value = augment_apply(value, table, size, **how, out=into)
         if out is not None:
             return out
+        assert isinstance(value, Tensor)  # after the first pass
         return value[0] if single else value
 
     def pass_arguments(self, images: torch.dtype, pictures: bool = False) -> list[dict[str, Any]]:
@@ -444,12 +474,12 @@ class Compose:
         worker = None if torch.compiler.is_compiling() else get_worker_info()
         return numbers, self.seed if worker is None else (self.seed + worker.seed) % 2**63
 
-    def _sample(self, index: Tensor, size: Size, seed: int, epoch: int, view: int) -> Tensor:
+    def _sample(self, index: Tensor, size: Size | Tensor, seed: int, epoch: int, view: int) -> Tensor:
         tables = []
         stream = {"seed": seed, "epoch": epoch, "view": view}
         for plan, (recipes, which) in zip(self.passes, self._recipes, strict=True):
             out_size = plan.output_size(size)
-            rows = [augment_sample(recipe, index, **stream, size=size, out_size=out_size) for recipe in recipes]
+            rows = [_sample_pass(recipe, index, size, out_size, stream) for recipe in recipes]
             if len(rows) > 1:
                 drawn = tuple(_draw_alternative(branching, index, stream) for branching in plan.branchings)
                 numbers = torch.arange(len(index), device=index.device)
@@ -458,6 +488,13 @@ class Compose:
                 tables += rows
             size = out_size
         return tables[0] if len(tables) == 1 else torch.cat(tables, dim=1)
+
+
+def _sample_pass(recipe: Tensor, index: Tensor, size: Size | Tensor, out_size: Size, stream: dict[str, int]) -> Tensor:
+    """One table for one recipe."""
+    if isinstance(size, Tensor):
+        return augment_sample_ragged(recipe, index, **stream, shapes=size, out_size=out_size)
+    return augment_sample(recipe, index, **stream, size=size, out_size=out_size)
 
 
 def _draw_alternative(branching: Branching, index: Tensor, stream: dict[str, int]) -> Tensor:
@@ -486,7 +523,7 @@ def draw_views(
         The views.
     """
     batch, single = as_batch(images)
-    size = (batch.shape[2], batch.shape[3])
+    size = size_of(batch)
     numbers: dict[int, tuple[Tensor, int]] = {}
     tables = []
     for transform, view in views:
@@ -497,7 +534,10 @@ def draw_views(
     if len(views) > 1 and len(hows[0]) == 1 and all(how == hows[0] for how in hows):
         sizes = [transform.passes[0].output_size(size) for transform, _ in views]
         into = [view[None] for view in out] if out is not None and single else out
-        made = augment_views(batch, tables, sizes, **hows[0][0], out=into)
+        if isinstance(batch, RaggedBatch):
+            made = augment_views_ragged(batch, tables, sizes, **hows[0][0], out=into)
+        else:
+            made = augment_views(batch, tables, sizes, **hows[0][0], out=into)
         return list(out) if out is not None else [view[0] for view in made] if single else made
     image, given = batch[0] if single else batch, [None] * len(views) if out is None else out
     return [

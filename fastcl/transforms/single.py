@@ -89,13 +89,10 @@ class RandomResizedCrop(Transform):
         self.interpolation = _interpolation(owner, interpolation, RESIZES)
         self.antialias = _antialias(owner, antialias)
 
-    def _output_size(self, _: Size) -> Size:
-        return self.size
-
     def add_to(self, plan: Pass, p: float = 1.0) -> bool:
         """See :meth:`Transform.add_to`."""
         _always(self, p)
-        if not plan.take_crop(self._output_size):
+        if not plan.take_crop(self.size):
             return False
         plan.resize = self.interpolation
         plan.recipe |= {
@@ -141,8 +138,7 @@ class Resize(Transform):
         self.antialias = _antialias(owner, antialias)
 
     def _output_size(self, size: Size) -> Size:
-        if not isinstance(self.size, int):
-            return self.size
+        assert isinstance(self.size, int)
         short, long = self.size, int(self.size * max(size) / min(size))
         if self.max_size is not None and long > self.max_size:
             short, long = int(self.max_size * short / long), self.max_size
@@ -151,7 +147,7 @@ class Resize(Transform):
     def add_to(self, plan: Pass, p: float = 1.0) -> bool:
         """See :meth:`Transform.add_to`."""
         _always(self, p)
-        if not plan.take_crop(self._output_size):
+        if not plan.take_crop(self._output_size if isinstance(self.size, int) else self.size):
             return False
         plan.resize = self.interpolation
         return True
