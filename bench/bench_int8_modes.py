@@ -1,6 +1,6 @@
 """Each mode of Int8Linear, and what calibration adds, beside the dynamic mode, in turn: see ``side_by_side``.
 
-Above 1 the mode is faster than dynamic. Errors are those of the whole layer on Gaussian data, 1 % of the inputs times 20.
+Above 1 the mode is faster than dynamic. Errors are the whole layer's on Gaussian data, 1 % of the inputs times 20.
 """
 
 from __future__ import annotations
