@@ -116,6 +116,8 @@ class _Int8Layer(nn.Module):
         self._packed: Tensor | None = None
 
     def _pack(self) -> Tensor | None:
+        if torch.compiler.is_exporting():  # what is exported runs on other machines too
+            return None
         if self._packed is None:
             weight = self.weight.flatten(1)
             if torch.compiler.is_compiling():
