@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 EMULATOR := $(shell find tests/emulator -path '*/_build' -prune -o \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \) -print)
 
-.PHONY: help demo test test-cuda test-ptx test-sanitized bench bench-cuda cuda-report lint format docs info clean
+.PHONY: help demo test fuzz test-cuda test-ptx test-sanitized bench bench-cuda cuda-report lint format docs info clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -43,6 +43,9 @@ test: $(VENV)/.test  ## all tests, a process for each core
 test-cuda: $(VENV)/.test  ## the ops' tests on this machine's GPU; needs CUDA_HOME
 	FASTCL_BUILD=cuda PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --editable '.[run,test]'
 	$(BIN)/python -m pytest -q -m cuda
+
+fuzz: $(VENV)/.test  ## the augmentation kernels on a million random tables under sanitizers
+	FASTCL_FUZZ_TABLES=1000000 $(BIN)/python -m pytest -q -s tests/test_fuzz_augment.py
 
 bench: $(VENV)/.test  ## the benchmarks, beside the peers that are installed (pip install '.[peers]')
 	$(BIN)/python -m pytest -q bench --benchmark-sort=fullname
