@@ -134,7 +134,9 @@ def test_ntxent_matches_fp64(products, scale):
     exact = gradients([losses], exact_inputs)
     logit_error = scale * (2 * rounding + 8 * torch.finfo(torch.float32).eps)
     half = on_tensor_cores and (dtype != torch.float32 or precision != "highest")
-    relative = 2 * logit_error + 4e-6 + (2**-8 if half else 0) + (torch.finfo(dtype).eps if dtype != torch.float32 else 0)
+    relative = (
+        2 * logit_error + 4e-6 + (2**-8 if half else 0) + (torch.finfo(dtype).eps if dtype != torch.float32 else 0)
+    )
     units = [1, *(2 * scale / t.norm(dim=1, keepdim=True) for t in exact_inputs[:2]), 2 * n]
     allowed = [logit_error + 2e-6, relative, relative, 2 * logit_error + 4e-6]
     for ours, reference, unit, bound in zip(got, exact, units, allowed, strict=True):
