@@ -360,7 +360,7 @@ __device__ __forceinline__ void finish_scale(const FinishBackward& p) {
 }
 
 // The gradient of each row from its partial sums, a warp for each; then a block for the scale's.
-__global__ void __launch_bounds__(kThreads) finish_backward(FinishBackward p) {
+__global__ void __launch_bounds__(kThreads, 4) finish_backward(FinishBackward p) {
   const TilePass& tiles = p.tiles;
   const int rows = tiles.q.count;
   if (p.grad_scale && blockIdx.x == gridDim.x - 1) return finish_scale(p);

@@ -66,6 +66,7 @@ struct HalfProducts {
   static constexpr bool kNarrowRange = Values::kNarrowRange;  // the gradient's fragments need a scale of their own
   static constexpr bool kTensorCores = true;
   static constexpr int kStages = 3;
+  static constexpr int kResidentPanels = 4;  // rows up to this long stay in shared memory, longer ones stream
   static constexpr int kGradientPanels =
       2;                                    // of the gradient that one thread block forms: its sums take most registers
   static constexpr int kBackwardCols = 32;  // of a tile of the gradient's pass
@@ -147,6 +148,7 @@ struct Tf32Products {
   static constexpr bool kNarrowRange = false;
   static constexpr bool kTensorCores = true;
   static constexpr int kStages = 3;
+  static constexpr int kResidentPanels = 4;
   static constexpr int kGradientPanels = 4;
   static constexpr int kBackwardCols = kTerms == 1 ? 32 : 16;
 
@@ -243,6 +245,7 @@ struct SimtProducts {
   static constexpr bool kNarrowRange = false;
   static constexpr bool kTensorCores = false;
   static constexpr int kStages = 2;
+  static constexpr int kResidentPanels = 2;  // sm_75 has 64 KiB of shared memory
   static constexpr int kGradientPanels = 2;
   static constexpr int kBackwardCols = 32;
 

@@ -20,7 +20,6 @@ constexpr int kTileThreads = 128;
 constexpr int kWarpRows = 32;
 constexpr int kRowFragments = kWarpRows / 16;
 constexpr int kBlocksPerMultiprocessor = 2;  // thread blocks of tiles, as registers and shared memory allow
-constexpr int kResidentPanels = 4;  // rows up to this long stay in shared memory; longer ones stream as the columns do
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 // e^50 times 2^20 terms stays in float32's range, and so does its inverse.
 constexpr float kLargestPlainLogit = 50.f;
@@ -100,8 +99,6 @@ struct TilePass {
   int gradient_cols;       // of a tile of the gradient's pass
   size_t gradient_stride;  // dim, padded to whole panels
   float* scale_partial;    // [shares], sums of G_ij x_ij; null: not wanted
-
-  FASTCL_HD bool resident() const { return panels <= kResidentPanels; }
 };
 
 __device__ __forceinline__ float warp_max(float value) {
@@ -171,10 +168,10 @@ template <class P, int kCols>
 class TileStream {
  public:
   __device__ TileStream(const TilePass& p, unsigned char* shared)
-      : panels_(p.panels), resident_(p.resident()), shared_(shared) {}
+      : panels_(p.panels), resident_(p.panels <= P::kResidentPanels), shared_(shared) {}
 
   static size_t shared_bytes(int panels) {
-    const bool resident = panels <= kResidentPanels;
+    const bool resident = panels <= P::kResidentPanels;
     return size_t(kPanelBytes) *
            (resident ? panels * kBlockRows + P::kStages * kCols : P::kStages * (kCols + kBlockRows));
   }
