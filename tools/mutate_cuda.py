@@ -124,18 +124,8 @@ def main() -> None:
                 continue
             (tree / bug.path).write_text(text[: bug.start] + bug.replacement + text[bug.end :])
             began = time.monotonic()
-            command = [
-                sys.executable,
-                "-m",
-                "pytest",
-                "-q",
-                "-x",
-                "-n",
-                "0",
-                "-k",
-                "emulated",
-                *arguments.tests.split(),
-            ]
+            command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-k", "emulated or contrast_cuda"]
+            command += arguments.tests.split()
             try:
                 done = subprocess.run(command, cwd=tree, capture_output=True, text=True, env=environment, timeout=1200)
                 caught, how = done.returncode != 0, first_failure(done.stdout)
