@@ -127,6 +127,7 @@ def one_by_one(t: T.Compose, images: Tensor, index: Tensor) -> Tensor:
 CROP, HFLIP, VFLIP = T.RandomResizedCrop((12, 10)), T.RandomHorizontalFlip(), T.RandomVerticalFlip()
 TURN = T.RandomRotation(40, interpolation="bilinear", fill=0.4)
 AFFINE = T.RandomAffine(20, (0.2, 0.3), (0.7, 1.2), 10, interpolation="bilinear", fill=0.4)
+CORNERS, TURNS, ERASE = T.RandomPerspective(0.4, 1.0, fill=0.4), T.RandomRot90(), T.RandomErasing(0.7)
 JITTER, GRAY, BLUR = T.ColorJitter(0.8, 0.8, 0.8, 0.2), T.RandomGrayscale(0.5), T.GaussianBlur((5, 3))
 NORM = T.Normalize(**NORMALIZE)
 ONE_PASS = {
@@ -138,6 +139,11 @@ ONE_PASS = {
     "flips_last": [CROP, AFFINE, JITTER, NORM, HFLIP, VFLIP],
     "blur_before_gray": [CROP, BLUR, GRAY, HFLIP],
     "resize": [T.Resize(9), HFLIP, BLUR],
+    "perspective": [CROP, HFLIP, CORNERS, VFLIP, JITTER],
+    "quarter_turns": [T.Resize((12, 12)), VFLIP, TURN, TURNS, HFLIP, JITTER],
+    "half_turns": [HFLIP, TURNS, VFLIP],
+    "effects": [BLUR, T.RandomAdjustSharpness(2.5), T.RandomInvert(), T.RandomAutocontrast(), NORM, ERASE],
+    "containers_of_one": [T.RandomOrder([HFLIP]), T.RandomChoice([GRAY]), T.RandomApply([BLUR], 1.0)],
     "center_crop": [HFLIP, T.CenterCrop((9, 12)), JITTER],
 }
 SEVERAL = {
@@ -147,6 +153,10 @@ SEVERAL = {
     "two_warps": ([CROP, TURN, AFFINE], 2),
     "jitter_after_blur": ([BLUR, JITTER, GRAY], 2),
     "colour_after_normalise": ([NORM, JITTER, BLUR], 2),
+    "flip_after_erase": ([ERASE, HFLIP], 2),
+    "normalise_after_erase": ([ERASE, NORM], 2),
+    "turns_between_flips": ([TURN, HFLIP, TURNS], 2),
+    "contrast_after_equalize": ([T.RandomEqualize(1.0), T.RandomAutocontrast()], 2),
     "resize_and_crop": ([T.Resize(18), T.CenterCrop(12)], 2),
     "everything_twice": ([*ONE_PASS["simclr"], *ONE_PASS["simclr"]], 2),
 }
@@ -174,6 +184,88 @@ def test_several_passes_where_the_order_needs_them(backend, steps, passes):
         table = params[:, number * len(T.PARAM_NAMES) :][:, : len(T.PARAM_NAMES)]
         want = T.Compose(plan.transforms, seed=5).apply(want, table)
     assert torch.equal(t(images, index=torch.arange(16)), want)
+
+
+# name: (containers, what an image may become, their probabilities, passes)
+CONTAINERS = {
+    "choice": (
+        [
+            T.RandomChoice(
+                [T.RandomHorizontalFlip(1.0), T.RandomVerticalFlip(1.0), T.RandomInvert(1.0)], [0.2, 0.3, 0.5]
+            )
+        ],
+        [lambda x: x.flip(2), lambda x: x.flip(1), lambda x: 255 - x],
+        [0.2, 0.3, 0.5],
+        1,
+    ),
+    "all_or_none": (
+        [T.RandomApply([T.RandomHorizontalFlip(1.0), T.RandomInvert(1.0)], 0.7)],
+        [lambda x: x, lambda x: 255 - x.flip(2)],
+        [0.3, 0.7],
+        1,
+    ),
+    "order": (  # does not commute: 3 bits of the inverted, or the inverted 3 bits
+        [T.RandomOrder([T.RandomInvert(1.0), T.RandomPosterize(3, 1.0)])],
+        [lambda x: (255 - x) & 0xE0, lambda x: 255 - (x & 0xE0)],
+        [0.5, 0.5],
+        2,
+    ),
+    "nested": (
+        [
+            T.RandomChoice(
+                [T.Compose([T.RandomInvert(1.0), T.RandomPosterize(2, 1.0)]), T.RandomApply([BLUR, GRAY], 0.0)]
+            )
+        ],
+        [lambda x: (255 - x) & 0xC0, lambda x: x],
+        [0.5, 0.5],
+        1,
+    ),
+    "two": (
+        [
+            T.RandomChoice([T.RandomHorizontalFlip(1.0), T.RandomVerticalFlip(1.0)]),
+            T.RandomApply([T.RandomInvert(1.0), T.RandomSolarize(300.0, 1.0)], 0.5),
+        ],
+        [lambda x: x.flip(2), lambda x: x.flip(1), lambda x: 255 - x.flip(2), lambda x: 255 - x.flip(1)],
+        [0.25] * 4,
+        1,
+    ),
+    "unlike_warps": (
+        [T.RandomChoice([T.RandomRotation((90, 90)), T.RandomRotation((180, 180), interpolation="bilinear")])],
+        [lambda x: x.rot90(1, (1, 2)), lambda x: x.rot90(2, (1, 2))],
+        [0.5, 0.5],
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize(("steps", "outcomes", "weights", "passes"), CONTAINERS.values(), ids=CONTAINERS.keys())
+def test_containers_draw_for_each_image(backend, steps, outcomes, weights, passes):
+    n = 400
+    image = noise(1, size=(5, 5))[0]
+    t = T.Compose(steps, seed=5)
+    assert len(t.passes) == passes
+    got = t(image.expand(n, -1, -1, -1), index=torch.arange(n))
+    became = torch.stack([(got == outcome(image)).flatten(1).all(1) for outcome in outcomes])
+    assert (became.sum(0) == 1).all()
+    for share, p in zip(became.double().mean(1).tolist(), weights, strict=True):
+        assert abs(share - p) < 5 * math.sqrt(p * (1 - p) / n)
+    order = torch.randperm(n)[:50]
+    assert torch.equal(t(image.expand(50, -1, -1, -1), index=order), got[order])
+
+
+def test_erasing(backend):
+    images, index = noise(64), torch.arange(64)
+    erased = T.Compose([T.RandomErasing(1.0, value=(7, 8, 9))], seed=2)(images, index)
+    box = (erased == torch.tensor([7, 8, 9])[:, None, None]).all(1)
+    assert torch.equal(erased.where(~box[:, None], images), images)
+    assert 0.1 < box.double().mean() < 0.25  # 0.175 on average
+    unit = T.Compose([T.RandomErasing(1.0, value=(7, 8, 9)), T.ToDtype(torch.float32, scale=True)], seed=2)
+    torch.testing.assert_close(unit(images, index), erased / 255, rtol=0, atol=1e-6)
+    noisy = T.Compose([T.Normalize([0.5], [0.5]), T.RandomErasing(1.0, value="random")], seed=2)
+    values = noisy(images, index).transpose(0, 1)[:, box]
+    assert abs(values.mean()) < 5 / math.sqrt(values.numel())
+    assert abs(values.std() - 1) < 5 / math.sqrt(values.numel())
+    assert abs(torch.corrcoef(values)[0, 1]) < 5 / math.sqrt(values.shape[1])
 
 
 @pytest.mark.parametrize("steps", [[CROP, JITTER], [JITTER, JITTER]], ids=["one_pass", "two_passes"])
@@ -296,8 +388,7 @@ def test_arguments_are_lightly_s(name):
     owner = importlib.import_module(f"lightly.transforms.{theirs}") if theirs else transforms
     name += "Transform"
     want, got = (inspect.signature(getattr(c, name).__init__).parameters for c in (owner, T))
-    mine = [argument for argument in got if argument != "kernel_size"]  # which lightly had up to 1.5
-    assert mine[: len(want)] == list(want)
+    assert list(got)[: len(want)] == list(want)
     assert all(got[name].default == parameter.default for name, parameter in want.items())
 
 
@@ -355,6 +446,12 @@ DETERMINISTIC = {
     "blur": ("GaussianBlur", ((5, 3), 1.3), {}),
     "solarize": ("RandomSolarize", (0.3, 1.0), {}),
     "normalize": ("Normalize", ([0.4], [0.3]), {}),
+    "cubic": ("Resize", ((9, 40),), {"interpolation": "bicubic"}),
+    "posterize": ("RandomPosterize", (3, 1.0), {}),
+    "invert": ("RandomInvert", (1.0,), {}),
+    "sharper": ("RandomAdjustSharpness", (2.5, 1.0), {}),
+    "autocontrast": ("RandomAutocontrast", (1.0,), {}),
+    "equalize": ("RandomEqualize", (1.0,), {}),
 }
 
 
@@ -429,13 +526,27 @@ BAD = {
     "seed": (lambda: T.Compose([], seed=2**63), ValueError, "seed must be in"),
     "foreign": (lambda: T.Compose([torch.nn.ReLU()]), TypeError, "must be fastcl.transforms', got torch.nn"),
     "apply_foreign": (lambda: T.RandomApply([torch.nn.ReLU()]), TypeError, "must be fastcl.transforms'"),
-    "apply_many": (lambda: T.RandomApply([HFLIP, VFLIP]), ValueError, "must be one"),
+    "apply_none": (lambda: T.RandomApply([]), ValueError, "must not be empty"),
+    "choice_weights": (lambda: T.RandomChoice([HFLIP], [0.5, 0.5]), ValueError, "one weight for each of 1"),
+    "choice_zero": (lambda: T.RandomChoice([HFLIP, VFLIP], [0, 0]), ValueError, "not all 0"),
+    "choice_crop": (lambda: T.Compose([T.RandomChoice([CROP, VFLIP])]), ValueError, "RandomResizedCrop cannot be left"),
+    "order_many": (lambda: T.RandomOrder([HFLIP] * 6), ValueError, "must be 1 to 5, got 6"),
+    "order_foreign": (lambda: T.RandomOrder([torch.nn.ReLU()]), TypeError, "must be fastcl.transforms'"),
+    "bits": (lambda: T.RandomPosterize(9), ValueError, "bits must be a whole number from 0 to 8"),
+    "sharpness": (lambda: T.RandomAdjustSharpness(-1), ValueError, "sharpness_factor must not be negative"),
+    "distortion": (lambda: T.RandomPerspective(1.5), ValueError, "distortion_scale must be from 0 to 1"),
+    "erase_scale": (lambda: T.RandomErasing(scale=(0.5, 1.5)), ValueError, "scale must be within 0 and 1"),
+    "erase_value": (lambda: T.RandomErasing(value="noise"), ValueError, "numbers or 'random', got 'noise'"),
     "apply_crop": (lambda: T.RandomApply([CROP]), ValueError, "RandomResizedCrop cannot be left to chance"),
     "p": (lambda: T.RandomHorizontalFlip(1.5), ValueError, "p must be from 0 to 1"),
     "size": (lambda: T.RandomResizedCrop(0), ValueError, "size must be"),
     "scale": (lambda: T.RandomResizedCrop(8, (1, 0.5)), ValueError, "scale must be"),
     "ratio": (lambda: T.RandomResizedCrop(8, ratio=(0, 1)), ValueError, "ratio positive"),
-    "bicubic": (lambda: T.RandomResizedCrop(8, interpolation="bicubic"), ValueError, "interpolation must be bilinear"),
+    "bicubic": (
+        lambda: T.RandomResizedCrop(8, interpolation="lanczos"),
+        ValueError,
+        "bilinear or bicubic, got lanczos",
+    ),
     "antialias": (lambda: T.Resize(8, antialias=False), ValueError, "antialias must be True"),
     "degrees": (lambda: T.RandomRotation(-3), ValueError, "degrees must not be negative"),
     "expand": (lambda: T.RandomRotation(3, expand=True), ValueError, "expand must be False"),
@@ -455,7 +566,7 @@ BAD = {
     "index": (lambda: HFLIP(noise(3), index=torch.arange(2)), ValueError, "one number for each of 3 images, got 2"),
     "small": (lambda: T.CenterCrop(50)(noise(1)), ValueError, "size must not be above the image's"),
     "blur": (lambda: T.GaussianBlur(49)(noise(1)), RuntimeError, "blur_radius_x = 24"),
-    "params": (lambda: pipeline().apply(noise(1), torch.zeros(1, 3)), ValueError, r"params must be \[B, 29\]"),
+    "params": (lambda: pipeline().apply(noise(1), torch.zeros(1, 3)), ValueError, r"params must be \[B, 40\]"),
 }
 
 
@@ -463,11 +574,6 @@ BAD = {
 def test_bad_arguments(call, kind, message):
     with pytest.raises(kind, match=message):
         call()
-
-
-def test_the_kernel_size_of_simclr_is_ignored_with_a_warning():
-    with pytest.warns(DeprecationWarning, match="kernel_size has no effect"):
-        T.SimCLRTransform(kernel_size=0.1)
 
 
 def test_the_transforms_run_on_the_backend_that_is_asked_for():

@@ -180,7 +180,7 @@ FASTCL_HD inline void draw_perspective(const AugmentRecipe& r, const AugmentStre
     x[corner] = std::floor(u(kDrawCorners + 2 * corner) * reach_x) + (right ? width - reach_x : 0.0);
     y[corner] = std::floor(u(kDrawCorners + 2 * corner + 1) * reach_y) + (lower ? height - reach_y : 0.0);
   }
-  // The map of the unit square to these corners (Heckbert 1989, section 2.2.3), then its adjugate, scaled to the image.
+  // The map of the unit square to these corners (Heckbert 1989, section 2.2.3), then its adjugate, in pixels.
   const double dx1 = x[1] - x[2], dx2 = x[3] - x[2], sx = x[0] - x[1] + x[2] - x[3];
   const double dy1 = y[1] - y[2], dy2 = y[3] - y[2], sy = y[0] - y[1] + y[2] - y[3];
   const double denominator = dx1 * dy2 - dx2 * dy1;

@@ -20,6 +20,8 @@ _CONTAINERS = ("ToImage", "PILToTensor", "ToPureTensor", "ToPILImage", "Identity
 _SAME_NAME = (
     *("CenterCrop", "ColorJitter", "GaussianBlur", "Normalize", "RandomAffine", "RandomGrayscale"),
     *("RandomHorizontalFlip", "RandomResizedCrop", "RandomRotation", "RandomSolarize", "RandomVerticalFlip", "Resize"),
+    *("RandomAdjustSharpness", "RandomAutocontrast", "RandomEqualize", "RandomInvert", "RandomPerspective"),
+    *("RandomErasing", "RandomPosterize"),
 )
 
 
@@ -100,6 +102,8 @@ class _Reader:
         special: dict[str, Callable[[], list[T.Transform]]] = {
             "Compose": lambda: [step for part in theirs.transforms for step in self.steps(part)],
             "RandomApply": lambda: self._chance(theirs.transforms, theirs.p),
+            "RandomChoice": lambda: [T.RandomChoice([self._one(part) for part in theirs.transforms], theirs.p)],
+            "RandomOrder": lambda: [T.RandomOrder([self._one(part) for part in theirs.transforms])],
             "ToTensor": lambda: [T.ToDtype(torch.float32, scale=True)],
             "ConvertImageDtype": lambda: [T.ToDtype(theirs.dtype, scale=True)],
             "ToDtype": lambda: [T.ToDtype(theirs.dtype, scale=theirs.scale)],
@@ -130,15 +134,23 @@ class _Reader:
         }
         if name in ("RandomResizedCrop", "Resize"):
             mode = str(getattr(given["interpolation"], "value", given["interpolation"]))
-            if mode != "bilinear":
+            if mode not in ("bilinear", "bicubic"):
                 self.differences.append(f"{name}: bilinear instead of {mode} interpolation")
+                mode = "bilinear"
             if given.get("antialias") is False:
                 self.differences.append(f"{name}: with antialias")
-            given |= {"interpolation": "bilinear", "antialias": True}
+            given |= {"interpolation": mode, "antialias": True}
+        if name == "RandomErasing" and given["value"] is None:  # v2's way to say noise
+            given["value"] = "random"
         transform: T.Transform = kind(**given)
         return transform
 
+    def _one(self, theirs: Any) -> Any:
+        """One transform as one, also where several stand in for it."""
+        steps = self.steps(theirs)
+        return steps[0] if len(steps) == 1 else T.Compose(steps, seed=0)
+
     def _chance(self, theirs: Sequence[Any], p: float) -> list[T.Transform]:
-        """RandomApply of one transform; of several, only a draw for each could stand in for the one that they share."""
+        """RandomApply of what is left of theirs."""
         steps = [step for part in theirs for step in self.steps(part)]
         return [T.RandomApply(steps, p)] if steps else []

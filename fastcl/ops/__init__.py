@@ -1,6 +1,6 @@
 """The fused ops: each has one file here, one folder in ``csrc/``, one test and one bench, all of one name."""
 
-from fastcl.ops.augment import augment_apply, augment_sample
+from fastcl.ops.augment import augment_apply, augment_sample, augment_views
 from fastcl.ops.augment_ragged import augment_sample_ragged, augment_views_ragged
 from fastcl.ops.int8_conv2d import int8_conv2d
 from fastcl.ops.int8_linear import int8_linear, int8_pack_weight
@@ -13,6 +13,7 @@ __all__ = [
     "augment_apply",
     "augment_sample",
     "augment_sample_ragged",
+    "augment_views",
     "augment_views_ragged",
     "backends",
     "int8_conv2d",

@@ -16,7 +16,9 @@ from fastcl.ops.augment_table import COLOR_OPS, IDENTITY_MAP, PARAM_NAMES, philo
 _LUMA = (0.2989, 0.587, 0.114)
 
 
-def _check_rows(params: Tensor, images: Tensor, height: int, width: int) -> None:
+def check_rows(
+    params: Tensor, images: Tensor, height: int, width: int, op: str = "augment_apply", at: str = ""
+) -> None:
     """What no row may say; the native kernel checks the same, with the same words."""
     p = dict(zip(PARAM_NAMES, params.unbind(1), strict=True))
     color = images.shape[1] in (1, 3)
@@ -55,7 +57,7 @@ def _check_rows(params: Tensor, images: Tensor, height: int, width: int) -> None
     if bad.any():
         image, column = bad.nonzero()[0].tolist()
         raise RuntimeError(
-            f"augment_apply: params[{image}] has {PARAM_NAMES[column]} = {params[image, column]:.6g}, which does not "
+            f"{op}: params{at}[{image}] has {PARAM_NAMES[column]} = {params[image, column]:.6g}, which does not "
             f"fit images {list(images.shape)} and an output of {height} x {width}"
         )
 
@@ -223,8 +225,9 @@ def apply_out_reference(
     resize: str = "bilinear",
     erase: Sequence[float] = (),
 ) -> None:
+    """``augment_apply_out``, image by image."""
     height, width, dtype = *out.shape[2:], out.dtype
-    _check_rows(params, images, height, width)
+    check_rows(params, images, height, width)
     bound = 255.0 if images.dtype == torch.uint8 else 1.0
     working = torch.float64 if images.dtype == torch.float64 else torch.float32
     for image, row, view in zip(images, params.tolist(), out, strict=True):
@@ -269,6 +272,9 @@ def views_out_reference(
     erase: list[float],
     out: Sequence[Tensor],
 ) -> None:
+    """``augment_views_out``, view by view."""
+    for number, (table, view) in enumerate(zip(params, out, strict=True)):
+        check_rows(table, images, view.shape[2], view.shape[3], "augment_views", f"[{number}]")
     for table, view in zip(params, out, strict=True):
         apply_out_reference(images, table, interpolation, fill, mean, std, view, resize, erase)
 
@@ -286,6 +292,7 @@ def apply_reference(
     resize: str = "bilinear",
     erase: Sequence[float] = (),
 ) -> Tensor:
+    """``augment_apply``."""
     out = apply_fake(images, params, height, width, interpolation, fill, mean, std, dtype)
     apply_out_reference(images, params, interpolation, fill, mean, std, out, resize, erase)
     return out
@@ -304,6 +311,7 @@ def views_reference(
     resize: str,
     erase: list[float],
 ) -> list[Tensor]:
+    """``augment_views``."""
     out = views_fake(images, params, heights, widths, interpolation, fill, mean, std, dtype, resize, erase)
     views_out_reference(images, params, interpolation, fill, mean, std, resize, erase, out)
     return out
@@ -314,10 +322,12 @@ def out_fake(*_: object) -> None:
 
 
 def apply_fake(images: Tensor, params: Tensor, height: int, width: int, *how: Any) -> Tensor:
+    """The result's shape and dtype."""
     return images.new_empty((images.shape[0], images.shape[1], height, width), dtype=how[4])
 
 
 def views_fake(
     images: Tensor, params: Sequence[Tensor], heights: Sequence[int], widths: Sequence[int], *how: Any
 ) -> list[Tensor]:
+    """The results' shapes and dtype."""
     return [apply_fake(images, params[0], height, width, *how) for height, width in zip(heights, widths, strict=True)]

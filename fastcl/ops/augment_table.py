@@ -196,7 +196,7 @@ def _draw_perspective(r: SimpleNamespace, u: Tensor, width: int, height: int) ->
         right, lower = corner in (1, 2), corner in (2, 3)
         x.append(torch.floor(u[:, _CORNERS + 2 * corner] * reach_x) + (width - reach_x if right else 0.0))
         y.append(torch.floor(u[:, _CORNERS + 2 * corner + 1] * reach_y) + (height - reach_y if lower else 0.0))
-    # The map of the unit square to these corners (Heckbert 1989, section 2.2.3), then its adjugate, scaled to the image.
+    # The map of the unit square to these corners (Heckbert 1989, section 2.2.3), then its adjugate, in pixels.
     dx1, dx2, sx = x[1] - x[2], x[3] - x[2], x[0] - x[1] + x[2] - x[3]
     dy1, dy2, sy = y[1] - y[2], y[3] - y[2], y[0] - y[1] + y[2] - y[3]
     denominator = dx1 * dy2 - dx2 * dy1
@@ -207,7 +207,7 @@ def _draw_perspective(r: SimpleNamespace, u: Tensor, width: int, height: int) ->
     m = [(e - f * h) * last_x, (c * h - b) * last_x, (b * f - c * e) * last_x]
     m += [(f * g - d) * last_y, (a - c * g) * last_y, (c * d - a * f) * last_y]
     m += [d * h - e * g, b * g - a * h, a * e - b * d]
-    # That is between positions of which torchvision takes the pixels' centres to be at + 0.5; ours count from the middle.
+    # Between positions of which torchvision takes the pixels' centres to be at + 0.5; ours count from the middle.
     middle_x, middle_y = width * 0.5, height * 0.5
     for row in (0, 3, 6):
         m[row + 2] = m[row + 2] + m[row] * middle_x + m[row + 1] * middle_y
@@ -240,6 +240,7 @@ def sample_reference(
     out_height: int,
     out_width: int,
 ) -> Tensor:
+    """``augment_sample``."""
     r = SimpleNamespace(**dict(zip(RECIPE_NAMES, recipe.tolist(), strict=True)))
     low = 0xFFFFFFFF
     key = [seed & low, seed >> 32 & low]
@@ -313,4 +314,5 @@ def sample_fake(
     out_height: int,
     out_width: int,
 ) -> Tensor:
+    """The result's shape and dtype."""
     return index.new_empty((index.shape[0], len(PARAM_NAMES)), dtype=torch.float32)

@@ -7,6 +7,15 @@ device.
 
 from fastcl.ops.augment_table import PARAM_NAMES, RECIPE_NAMES
 from fastcl.transforms.compose import Compose, Transform
+from fastcl.transforms.containers import RandomApply, RandomChoice, RandomOrder
+from fastcl.transforms.effects import (
+    RandomAdjustSharpness,
+    RandomAutocontrast,
+    RandomEqualize,
+    RandomErasing,
+    RandomInvert,
+    RandomPosterize,
+)
 from fastcl.transforms.multiview import (
     IMAGENET_NORMALIZE,
     BYOLTransform,
@@ -25,10 +34,11 @@ from fastcl.transforms.single import (
     GaussianBlur,
     Normalize,
     RandomAffine,
-    RandomApply,
     RandomGrayscale,
     RandomHorizontalFlip,
+    RandomPerspective,
     RandomResizedCrop,
+    RandomRot90,
     RandomRotation,
     RandomSolarize,
     RandomVerticalFlip,
@@ -52,11 +62,21 @@ __all__ = [
     "MoCoV2Transform",
     "MultiViewTransform",
     "Normalize",
+    "RandomAdjustSharpness",
     "RandomAffine",
     "RandomApply",
+    "RandomAutocontrast",
+    "RandomChoice",
+    "RandomEqualize",
+    "RandomErasing",
     "RandomGrayscale",
     "RandomHorizontalFlip",
+    "RandomInvert",
+    "RandomOrder",
+    "RandomPerspective",
+    "RandomPosterize",
     "RandomResizedCrop",
+    "RandomRot90",
     "RandomRotation",
     "RandomSolarize",
     "RandomVerticalFlip",

@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from fastcl.ops.augment import augment_apply, augment_sample
+from fastcl.ops.augment import augment_apply, augment_sample, augment_views
 from fastcl.ops.augment_ragged import augment_sample_ragged, augment_views_ragged
 from fastcl.ops.augment_table import FLIP_AT, IDENTITY_RECIPE, PARAM_NAMES, RECIPE_NAMES
 from fastcl.ragged import RaggedBatch
 
 Size = tuple[int, int]  # height, width
+Alternatives = list[tuple[float, list["Transform"]]]  # the probability of each, and what it does in turn
+# The order of a pass. Flips stand before the warp or after the quarter turns, and commute with all but geometry and
+# erase.
+STAGES = (
+    *("crop", "warp", "rot90", "jitter", "grayscale", "blur", "sharpen", "invert", "posterize", "solarize"),
+    *("autocontrast", "equalize", "normalize", "erase"),
+)
+_MOST_VARIANTS = 64  # recipes of one pass
+
+
+@dataclass
+class Branching:
+    """A draw between alternatives for each image, and what each of them adds to a pass.
+
+    Attributes:
+        number: of the draw.
+        weights: the alternatives' probabilities.
+        before: the stages that were taken before.
+        recipes: entries that an alternative changes.
+        has: the stages that an alternative takes.
+    """
+
+    number: int
+    weights: list[float]
+    before: set[str]
+    recipes: list[dict[str, float]]
+    has: list[set[str]]
 
 
 @dataclass
@@ -26,55 +55,108 @@ class Pass:
         recipe: entries of RECIPE_NAMES that differ from the identity's.
         size: of the output, or what gives it for an input's; None keeps it.
         interpolation: of the warp.
+        resize: the crop's interpolation.
         fill: what the warp shows outside the image, in the units of the images where it stands.
         warps_floats: whether a ToDtype stands before the warp.
         mean: of the normalisation, with std; None for none.
         std: see mean.
         dtype: of the output; None keeps the input's.
         unscaled: whether uint8 becomes floats from 0 to 255 instead of 0 to 1.
+        erase: what an erased box shows, in the units of the images where it stands.
         transforms: what is in it.
-        has: the stages that are taken.
+        has: the stages that are taken, for some images at least.
+        branchings: what differs from image to image beyond the recipe's own draws.
     """
 
     recipe: dict[str, float] = field(default_factory=dict)
     size: Callable[[Size], Size] | Size | None = None
     interpolation: str = "nearest"
+    resize: str = "bilinear"
     fill: list[float] | None = None
     warps_floats: bool = False
     mean: list[float] | None = None
     std: list[float] | None = None
     dtype: torch.dtype | None = None
     unscaled: bool = False
+    erase: list[float] | None = None
     transforms: list[Transform] = field(default_factory=list)
     has: set[str] = field(default_factory=set)
+    branchings: list[Branching] = field(default_factory=list)
 
-    def take(self, stage: str, after: Sequence[str]) -> bool:
-        """Takes a stage for a transform, unless it or one of the stages that it cannot follow is taken."""
-        if self.has & {stage, *after}:
+    def take(self, stage: str, commutes: Sequence[str] = ()) -> bool:
+        """Takes a stage for a transform, unless it or a later one that it does not commute with is taken."""
+        if self.has & {*STAGES[STAGES.index(stage) :]} - {*commutes}:
             return False
         self.has.add(stage)
         return True
 
     def take_flip(self, name: str, p: float) -> bool:
         """Takes a flip: it commutes with all that is not geometry, and crop and warp can absorb it."""
-        if not self.take(name, ()):
+        if self.has & {name, "erase"}:
             return False
-        at = "after_warp" if "warp" in self.has else "after_crop"
+        at = "after_warp" if self.has & {"warp", "rot90"} else "after_crop"
+        self.has |= {name, "late_flip"} if at == "after_warp" else {name}
         self.recipe |= {f"{name}_p": p, f"{name}_at": float(FLIP_AT.index(at))}
         return True
 
     def take_crop(self, size: Callable[[Size], Size] | Size) -> bool:
         """Takes the crop or resize: only flips may have gone before."""
-        if not self.take("crop", ("warp", "jitter", "grayscale", "blur", "solarize", "normalize")):
+        if self.branchings or not self.take("crop"):
             return False
         self.recipe |= {f"{name}_at": float(FLIP_AT.index("before_crop")) for name in ("hflip", "vflip")}
         self.size = size
         return True
 
-    def recipe_tensor(self, number: int) -> Tensor:
-        """The recipe of the pass of this number, float64 [len(RECIPE_NAMES)]."""
-        values = {**IDENTITY_RECIPE, **self.recipe, "pass": float(number)}
-        return torch.tensor([values[name] for name in RECIPE_NAMES], dtype=torch.float64, device="cpu")
+    def add_branch(self, branching: Branching, alternative: int, step: Transform) -> bool:
+        """Adds a step of one alternative of a branching; False where it cannot follow what is there.
+
+        Raises:
+            ValueError: where the step cannot be left to chance.
+        """
+        own = next((known for known in self.branchings if known.number == branching.number), None)
+        if own is None:
+            variants = math.prod(len(known.weights) for known in self.branchings) * len(branching.weights)
+            if self.branchings and variants > _MOST_VARIANTS:
+                return False
+            empty = [dict[str, float]() for _ in branching.weights]
+            own = replace(branching, before=set(self.has), recipes=empty, has=[set() for _ in branching.weights])
+        trial = replace(self, recipe=self.recipe | own.recipes[alternative], has=own.before | own.has[alternative])
+        if not step.add_to(trial):
+            return False
+        for name in ("size", "mean", "std", "dtype", "unscaled"):
+            if getattr(trial, name) != getattr(self, name):
+                raise ValueError(f"Compose: {type(step).__name__} cannot be left to chance within a batch")
+        for stage, shared in (("warp", ("interpolation", "fill", "warps_floats")), ("erase", ("erase",))):
+            others = stage in self.has and stage in trial.has
+            if others and any(getattr(trial, name) != getattr(self, name) for name in shared):
+                return False
+            for name in shared:
+                setattr(self, name, getattr(trial, name))
+        own.recipes[alternative] = {k: v for k, v in trial.recipe.items() if self.recipe.get(k) != v}
+        own.has[alternative] = trial.has - own.before
+        self.has |= trial.has
+        if own not in self.branchings:
+            self.branchings.append(own)
+        return True
+
+    def recipes(self, number: int) -> tuple[Tensor, Tensor]:
+        """The different recipes of the pass of this number, and which of them holds for the alternatives drawn.
+
+        Returns:
+            float64 [recipes, len(RECIPE_NAMES)], and int64 [len(weights) of each branching].
+        """
+        rows: list[list[float]] = []
+        which = []
+        for chosen in itertools.product(*(branching.recipes for branching in self.branchings)):
+            values = {**IDENTITY_RECIPE, **self.recipe, "pass": float(number)}
+            for changes in chosen:
+                values |= changes
+            row = [values[name] for name in RECIPE_NAMES]
+            if row not in rows:
+                rows.append(row)
+            which.append(rows.index(row))
+        shape = [len(branching.weights) for branching in self.branchings]
+        return torch.tensor(rows, dtype=torch.float64, device="cpu"), torch.tensor(which, device="cpu").reshape(shape)
 
     def output_size(self, size: Size | Tensor) -> Size:
         """Height and width that come out where those of `size` go in; a Tensor is a RaggedBatch's shapes.
@@ -108,6 +190,10 @@ class Transform:
         """
         raise NotImplementedError
 
+    def alternatives(self) -> Alternatives:
+        """What it may come down to for an image: itself, unless it is a container."""
+        return [(1.0, [self])]
+
     def __call__(self, images: Any, index: Any = None, epoch: int = 0, view: int = 0) -> Tensor:
         """As :meth:`Compose.__call__`; the seed is drawn from torch's global generator at the first call."""
         if self._alone is None:
@@ -117,6 +203,32 @@ class Transform:
     def __repr__(self) -> str:
         shown = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in shown.items())})"
+
+
+def sequence_alternatives(transforms: Sequence[Any]) -> Alternatives:
+    """What transforms (or a :class:`Compose` among them), one after another, may come down to for an image."""
+    found: Alternatives = [(1.0, [])]
+    for transform in transforms:
+        parts = (
+            sequence_alternatives(transform.transforms) if isinstance(transform, Compose) else transform.alternatives()
+        )
+        found = [(p * q, steps + more) for p, steps in found for q, more in parts if p * q > 0]
+    return found
+
+
+def require_transforms(owner: str, transforms: Sequence[Any], composes: bool = True) -> list[Any]:
+    """The list of them.
+
+    Raises:
+        TypeError: for a transform that is not this package's.
+    """
+    for transform in transforms:
+        if not isinstance(transform, Transform) and not (composes and isinstance(transform, Compose)):
+            kind = type(transform)
+            raise TypeError(
+                f"{owner}: transforms must be fastcl.transforms', got {kind.__module__}.{kind.__qualname__}"
+            )
+    return list(transforms)
 
 
 def size_of(images: Tensor | RaggedBatch) -> Size | Tensor:
@@ -149,9 +261,11 @@ def as_batch(images: Any) -> tuple[Tensor | RaggedBatch, bool]:
 class Compose:
     """Runs transforms one after another, fused into as few passes as their order allows.
 
-    Flips commute with everything but geometry, ToDtype with everything, blur with grayscale. Another pass is needed for
-    a second transform of one kind, for geometry after colour, jitter after blur and anything but flips after Normalize.
-    The passes hand each other float32, so several give what the transforms give one by one. ``repr`` shows the passes.
+    One pass runs crop, warp, quarter turns, jitter, grayscale, blur, sharpness, invert, posterize, solarize,
+    autocontrast, equalize, normalise and erase, in this order. Flips commute with everything but geometry and erasing,
+    ToDtype with everything but erasing, blur with grayscale. Another pass is needed for a second transform of one kind
+    and for every other order. The passes hand each other float32, so several give what the transforms give one by one. ``repr`` shows
+    the passes. What RandomChoice, RandomOrder and RandomApply draw for an image goes into as few passes as it can.
 
     Args:
         transforms: transforms of this package, in order.
@@ -162,7 +276,8 @@ class Compose:
         transforms: as given.
         seed: as given or drawn.
         passes: the fused passes, in order.
-        recipe: what may happen, float64 [passes, len(RECIPE_NAMES)].
+        recipe: what may happen, float64 [passes, len(RECIPE_NAMES)]; where a container draws what an image goes
+            through, a row for each combination.
         param_names: the columns of :meth:`sample`'s table.
 
     Raises:
@@ -171,24 +286,22 @@ class Compose:
     """
 
     def __init__(self, transforms: Sequence[Transform], seed: int | None = None) -> None:
-        for transform in transforms:
-            if not isinstance(transform, Transform):
-                raise TypeError(
-                    f"Compose: transforms must be fastcl.transforms', got {type(transform).__module__}."
-                    f"{type(transform).__qualname__}"
-                )
-        self.transforms = list(transforms)
+        self.transforms: list[Transform] = require_transforms("Compose", transforms, composes=False)
         self.seed = int(torch.randint(2**63 - 1, (), device="cpu").item()) if seed is None else int(seed)
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"Compose: seed must be in [-2^63, 2^63), got {seed}")
         self.passes: list[Pass] = [Pass()]
-        for transform in self.transforms:
-            if not transform.add_to(self.passes[-1]):
-                self.passes.append(Pass())
-                transform.add_to(self.passes[-1])
+        for number, transform in enumerate(self.transforms):
+            alternatives = transform.alternatives()
+            if len(alternatives) > 1:
+                self._branch(number, alternatives)
+            for step in alternatives[0][1] if len(alternatives) == 1 else []:
+                if not step.add_to(self.passes[-1]):
+                    self.passes.append(Pass())
+                    step.add_to(self.passes[-1])
             self.passes[-1].transforms.append(transform)
-        self._recipes = [plan.recipe_tensor(number) for number, plan in enumerate(self.passes)]
-        self.recipe = torch.stack(self._recipes)
+        self._recipes = [plan.recipes(number) for number, plan in enumerate(self.passes)]
+        self.recipe = torch.cat([recipes for recipes, _ in self._recipes])
         many = len(self.passes) > 1
         self.param_names = tuple(
             f"pass{number}.{name}" if many else name for number in range(len(self.passes)) for name in PARAM_NAMES
@@ -196,6 +309,18 @@ class Compose:
         self._next = torch.zeros(
             (), dtype=torch.int64, device="cpu"
         )  # the sample number of the next image that comes without one
+
+    def _branch(self, number: int, alternatives: Alternatives) -> None:
+        """Each alternative goes through the passes from the last one on; the others' images pass unchanged."""
+        branching = Branching(number, [weight for weight, _ in alternatives], set(), [], [])
+        first = len(self.passes) - 1
+        for which, (_, steps) in enumerate(alternatives):
+            at = first
+            for step in steps:
+                while not self.passes[at].add_branch(branching, which, step):
+                    at += 1
+                    if at == len(self.passes):
+                        self.passes.append(Pass())
 
     def __repr__(self) -> str:
         lines = [
@@ -283,32 +408,12 @@ class Compose:
         batch, single = as_batch(images)
         if params.dim() != 2 or params.shape[1] != len(self.param_names):
             raise ValueError(f"Compose: params must be [B, {len(self.param_names)}], got {list(params.shape)}")
-        given = [plan.dtype for plan in self.passes if plan.dtype]
-        floating = batch.dtype if batch.dtype != torch.uint8 else torch.float32
-        dtype = given[-1] if given else floating if any(plan.mean for plan in self.passes) else batch.dtype
-        bytes_in = batch.dtype == torch.uint8
         value: Tensor | RaggedBatch = batch
-        for number, (plan, table) in enumerate(zip(self.passes, torch.split(params, len(PARAM_NAMES), 1), strict=True)):
-            last = number == len(self.passes) - 1
-            # A fill is in the units that the images have where the warp stands in the list; the pass may hold others.
-            meant = 255.0 if bytes_in and not plan.warps_floats else 1.0
-            held = 255.0 if value.dtype == torch.uint8 else 1.0
-            fill = None if plan.fill is None else [value * held / meant for value in plan.fill]
-            mean, std = plan.mean, plan.std
-            if plan.unscaled and bytes_in:
-                mean, std = ([value / 255 for value in values] for values in (mean or [0.0], std or [1.0]))
-            if pictures:
-                mean = std = None
-            bytes_in = bytes_in and not (plan.dtype or plan.mean)
-            into = None if out is None or not last else out[None] if single else out
+        tables = torch.split(params, len(PARAM_NAMES), 1)
+        hows = self.pass_arguments(batch.dtype, pictures)
+        for number, (plan, table, how) in enumerate(zip(self.passes, tables, hows, strict=True)):
+            into = None if out is None or number < len(self.passes) - 1 else out[None] if single else out
             size = plan.output_size(size_of(value))
-            how: dict[str, Any] = {
-                "interpolation": plan.interpolation,
-                "fill": fill,
-                "mean": mean,
-                "std": std,
-                "dtype": floating if not last else torch.uint8 if pictures else dtype,
-            }
             if isinstance(value, RaggedBatch):
                 value = augment_views_ragged(value, [table], [size], **how, out=None if into is None else [into])[0]
             else:
@@ -318,19 +423,43 @@ class Compose:
         assert isinstance(value, Tensor)  # after the first pass
         return value[0] if single else value
 
+    def pass_arguments(self, images: torch.dtype, pictures: bool = False) -> list[dict[str, Any]]:
+        """What :func:`fastcl.ops.augment_apply` takes for each pass, beside images, table, size and out."""
+        given = [plan.dtype for plan in self.passes if plan.dtype]
+        floating = images if images != torch.uint8 else torch.float32
+        dtype = given[-1] if given else floating if any(plan.mean for plan in self.passes) else images
+        bytes_in, held, hows = images == torch.uint8, images, []
+        for number, plan in enumerate(self.passes):
+            last = number == len(self.passes) - 1
+            gives = floating if not last else torch.uint8 if pictures else dtype
+            # A fill is in the units that the images have where the warp stands in the list; the pass may hold others.
+            meant = 255.0 if bytes_in and not plan.warps_floats else 1.0
+            fill = plan.fill and [value * (255.0 if held == torch.uint8 else 1.0) / meant for value in plan.fill]
+            mean, std, erase = plan.mean, plan.std, plan.erase
+            if plan.unscaled and bytes_in:
+                mean, std = ([value / 255 for value in values] for values in (mean or [0.0], std or [1.0]))
+            bytes_in = bytes_in and not (plan.dtype or plan.mean)
+            if erase and bytes_in and gives != torch.uint8:
+                erase = [value / 255 for value in erase]
+            if pictures:
+                if erase and not bytes_in:
+                    scales, shifts = std or [1.0], mean or [0.0]
+                    wide = max(len(erase), len(scales))
+                    erase, scales, shifts = (v * wide if len(v) == 1 else v for v in (erase, scales, shifts))
+                    erase = [255 * (v * scale + shift) for v, scale, shift in zip(erase, scales, shifts, strict=True)]
+                erase = erase and [min(max(value, 0.0), 255.0) for value in erase]
+                mean = std = None
+            how = {"interpolation": plan.interpolation, "resize": plan.resize, "fill": fill, "mean": mean, "std": std}
+            hows.append({**how, "erase": erase, "dtype": gives})
+            held = floating
+        return hows
+
     def _views(
         self, images: Any, views: Sequence[int], index: Any, epoch: int, out: Sequence[Tensor] | None
     ) -> list[Tensor]:
-        batch, single = as_batch(images)
         if out is not None and len(out) != len(views):
             raise ValueError(f"Compose: out must have one tensor for each of {len(views)} views, got {len(out)}")
-        index, seed = self._numbers(len(batch), index, batch.device)
-        size = size_of(batch)
-        image, given = batch[0] if single else batch, [None] * len(views) if out is None else out
-        return [
-            self.apply(image, self._sample(index, size, seed, epoch, view), out=into)
-            for view, into in zip(views, given, strict=True)
-        ]
+        return draw_views([(self, view) for view in views], images, index, epoch, out)
 
     def _numbers(self, n: int, index: Any, device: torch.device) -> tuple[Tensor, int]:
         """The sample numbers of a call's images, and the seed."""
@@ -347,13 +476,66 @@ class Compose:
 
     def _sample(self, index: Tensor, size: Size | Tensor, seed: int, epoch: int, view: int) -> Tensor:
         tables = []
-        for plan, recipe in zip(self.passes, self._recipes, strict=True):
+        stream: dict[str, Any] = {"seed": seed, "epoch": epoch, "view": view}
+        for plan, (recipes, which) in zip(self.passes, self._recipes, strict=True):
             out_size = plan.output_size(size)
-            stream = {"seed": seed, "epoch": epoch, "view": view}
-            if isinstance(size, Tensor):
-                table = augment_sample_ragged(recipe, index, **stream, shapes=size, out_size=out_size)
+            sizes: dict[str, Any] = {"shapes": size} if isinstance(size, Tensor) else {"size": size}
+            draw = augment_sample_ragged if isinstance(size, Tensor) else augment_sample
+            rows = [draw(recipe, index, **stream, **sizes, out_size=out_size) for recipe in recipes]
+            if len(rows) > 1:
+                drawn = tuple(_draw_alternative(branching, index, stream) for branching in plan.branchings)
+                numbers = torch.arange(len(index), device=index.device)
+                tables.append(torch.stack(rows)[which.to(index.device)[drawn], numbers])
             else:
-                table = augment_sample(recipe, index, **stream, size=size, out_size=out_size)
-            tables.append(table)
+                tables += rows
             size = out_size
         return tables[0] if len(tables) == 1 else torch.cat(tables, dim=1)
+
+
+def _draw_alternative(branching: Branching, index: Tensor, stream: dict[str, int]) -> Tensor:
+    """The alternative of each image, int64 [n]; drawn as a blur's sigma would be, in a pass that nothing else has."""
+    entries = {"blur_p": 1.0, "blur_sigma_max": 1.0, "pass": 255.0 - branching.number}
+    values = {**IDENTITY_RECIPE, **entries}
+    recipe = torch.tensor([values[name] for name in RECIPE_NAMES], dtype=torch.float64, device="cpu")
+    table = augment_sample(recipe, index, **stream, size=(1, 1), out_size=(1, 1))
+    bounds = torch.tensor(branching.weights[:-1], dtype=torch.float64, device=index.device).cumsum(0)
+    return (table[:, PARAM_NAMES.index("blur_sigma"), None] >= bounds).sum(1)
+
+
+def draw_views(
+    views: Sequence[tuple[Compose, int]], images: Any, index: Any, epoch: int, out: Sequence[Tensor] | None
+) -> list[Tensor]:
+    """One view for each transform and view number; in one call of the op where all are of one pass and alike in it.
+
+    Args:
+        views: transforms, and the numbers that tell their views apart.
+        images: as in a :class:`Compose`'s call.
+        index: likewise; without, each transform counts on, once for all its views.
+        epoch: likewise.
+        out: one tensor for each view.
+
+    Returns:
+        The views.
+    """
+    batch, single = as_batch(images)
+    size = size_of(batch)
+    numbers: dict[int, tuple[Tensor, int]] = {}
+    tables = []
+    for transform, view in views:
+        if id(transform) not in numbers:
+            numbers[id(transform)] = transform._numbers(len(batch), index, batch.device)
+        tables.append(transform._sample(numbers[id(transform)][0], size, numbers[id(transform)][1], epoch, view))
+    hows = [transform.pass_arguments(batch.dtype) for transform, _ in views]
+    if len(views) > 1 and len(hows[0]) == 1 and all(how == hows[0] for how in hows):
+        sizes = [transform.passes[0].output_size(size) for transform, _ in views]
+        into = [view[None] for view in out] if out is not None and single else out
+        if isinstance(batch, RaggedBatch):
+            made = augment_views_ragged(batch, tables, sizes, **hows[0][0], out=into)
+        else:
+            made = augment_views(batch, tables, sizes, **hows[0][0], out=into)
+        return list(out) if out is not None else [view[0] for view in made] if single else made
+    image, given = batch[0] if single else batch, [None] * len(views) if out is None else out
+    return [
+        transform.apply(image, table, out=view)
+        for (transform, _), table, view in zip(views, tables, given, strict=True)
+    ]

@@ -6,19 +6,19 @@ SimCLR: Chen et al. 2020, appendix A. MoCo: He et al. 2020; Chen et al. 2020, "I
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastcl.transforms.compose import Compose, Transform
+from fastcl.transforms.compose import Compose, Transform, draw_views
+from fastcl.transforms.containers import RandomApply
 from fastcl.transforms.single import (
     ColorJitter,
     GaussianBlur,
     Normalize,
-    RandomApply,
     RandomGrayscale,
     RandomHorizontalFlip,
     RandomResizedCrop,
@@ -31,34 +31,28 @@ from fastcl.transforms.single import (
 IMAGENET_NORMALIZE = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
-def _view(
-    size: int,
-    scale: tuple[float, float],
-    jitter: tuple[float, float, float, float, float],
-    jitter_p: float,
-    grayscale_p: float,
-    blur_p: float,
-    sigmas: tuple[float, float],
-    solarize_p: float,
-    hflip_p: float,
-    vflip_p: float,
-    rotation_p: float,
-    rotation: float | tuple[float, float] | None,
-    normalize: Mapping[str, Sequence[float]] | None,
-) -> list[Transform]:
-    """The transforms of one view. `jitter`: strength, then the four that it multiplies."""
+def _view(arguments: Mapping[str, Any], **changes: Any) -> list[Transform]:
+    """The transforms of one view from lightly's arguments by name; others among them are not looked at."""
+    a = SimpleNamespace(**{"solarization_prob": 0.0, "interpolation": "bilinear", **arguments, **changes})
+    scale = a.scale if hasattr(a, "scale") else (a.min_scale, 1.0)
+    jitter = ColorJitter(*(a.cj_strength * share for share in (a.cj_bright, a.cj_contrast, a.cj_sat, a.cj_hue)))
     steps: list[Transform] = [
-        RandomResizedCrop(size, scale=scale),
-        RandomHorizontalFlip(hflip_p),
-        RandomVerticalFlip(vflip_p),
-        RandomApply([RandomRotation((90, 90) if rotation is None else rotation)], rotation_p),
-        RandomApply([ColorJitter(*(jitter[0] * share for share in jitter[1:]))], jitter_p),
-        RandomGrayscale(grayscale_p),
-        RandomApply([GaussianBlur(None, sigmas)], blur_p),
-        RandomSolarize(128, solarize_p),
+        RandomResizedCrop(a.input_size, scale=scale, interpolation=a.interpolation),
+        RandomHorizontalFlip(a.hf_prob),
+        RandomVerticalFlip(a.vf_prob),
+        RandomApply([RandomRotation((90, 90) if a.rr_degrees is None else a.rr_degrees)], a.rr_prob),
+        RandomApply([jitter], a.cj_prob),
+        RandomGrayscale(a.random_gray_scale),
+        RandomApply([GaussianBlur(None, a.sigmas)], a.gaussian_blur),
+        RandomSolarize(128, a.solarization_prob),
         ToDtype(torch.float32, scale=True),
     ]
-    return [*steps, Normalize(normalize["mean"], normalize["std"])] if normalize else steps
+    return [*steps, Normalize(a.normalize["mean"], a.normalize["std"])] if a.normalize else steps
+
+
+def _arguments(of_init: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments among an ``__init__``'s locals."""
+    return {name: value for name, value in of_init.items() if name not in ("self", "__class__")}
 
 
 class MultiViewTransform:
@@ -91,12 +85,8 @@ class MultiViewTransform:
         count = sum(number for _, number in self.groups)
         if out is not None and len(out) != count:
             raise ValueError(f"{type(self).__name__}: out must have {count} tensors, got {len(out)}")
-        views: list[Tensor] = []
-        for transform, number in self.groups:
-            first = len(views)
-            into = None if out is None else out[first : first + number]
-            views += transform.views(images, number, index, epoch, first=first, out=into)
-        return views
+        views = [transform for transform, number in self.groups for _ in range(number)]
+        return draw_views([(transform, view) for view, transform in enumerate(views)], images, index, epoch, out)
 
     def __repr__(self) -> str:
         parts = "; ".join(f"{number} view{'s' * (number > 1)} of {transform!r}" for transform, number in self.groups)
@@ -119,7 +109,6 @@ class SimCLRTransform(MultiViewTransform):
         min_scale: least area of the crop, as a share of the image's.
         random_gray_scale: probability of grayscale.
         gaussian_blur: probability of blur.
-        kernel_size: has no effect (as in lightly up to 1.5, where it is deprecated).
         sigmas: range of the blur's standard deviation, in pixels.
         vf_prob: probability of a vertical flip.
         hf_prob: probability of a horizontal flip.
@@ -144,7 +133,6 @@ class SimCLRTransform(MultiViewTransform):
         min_scale: float = 0.08,
         random_gray_scale: float = 0.2,
         gaussian_blur: float = 0.5,
-        kernel_size: float | None = None,
         sigmas: tuple[float, float] = (0.1, 2),
         vf_prob: float = 0.0,
         hf_prob: float = 0.5,
@@ -154,25 +142,7 @@ class SimCLRTransform(MultiViewTransform):
         *,
         seed: int | None = None,
     ) -> None:
-        if kernel_size is not None:
-            warnings.warn("SimCLRTransform: kernel_size has no effect, use sigmas", DeprecationWarning, stacklevel=2)
-        jitter = (cj_strength, cj_bright, cj_contrast, cj_sat, cj_hue)
-        steps = _view(
-            input_size,
-            (min_scale, 1.0),
-            jitter,
-            cj_prob,
-            random_gray_scale,
-            gaussian_blur,
-            sigmas,
-            0.0,
-            hf_prob,
-            vf_prob,
-            rr_prob,
-            rr_degrees,
-            normalize,
-        )
-        self.transform = Compose(steps, seed=seed)
+        self.transform = Compose(_view(locals()), seed=seed)
         super().__init__([(self.transform, 2)])
 
 
@@ -200,26 +170,7 @@ class MoCoV1Transform(SimCLRTransform):
         *,
         seed: int | None = None,
     ) -> None:
-        super().__init__(
-            input_size,
-            cj_prob,
-            cj_strength,
-            cj_bright,
-            cj_contrast,
-            cj_sat,
-            cj_hue,
-            min_scale,
-            random_gray_scale,
-            gaussian_blur,
-            None,
-            sigmas,
-            vf_prob,
-            hf_prob,
-            rr_prob,
-            rr_degrees,
-            normalize,
-            seed=seed,
-        )
+        super().__init__(**_arguments(locals()))
 
 
 class MoCoV2Transform(SimCLRTransform):
@@ -246,26 +197,7 @@ class MoCoV2Transform(SimCLRTransform):
         *,
         seed: int | None = None,
     ) -> None:
-        super().__init__(
-            input_size,
-            cj_prob,
-            cj_strength,
-            cj_bright,
-            cj_contrast,
-            cj_sat,
-            cj_hue,
-            min_scale,
-            random_gray_scale,
-            gaussian_blur,
-            None,
-            sigmas,
-            vf_prob,
-            hf_prob,
-            rr_prob,
-            rr_degrees,
-            normalize,
-            seed=seed,
-        )
+        super().__init__(**_arguments(locals()))
 
 
 class BYOLView1Transform(Compose):
@@ -293,23 +225,7 @@ class BYOLView1Transform(Compose):
         *,
         seed: int | None = None,
     ) -> None:
-        jitter = (cj_strength, cj_bright, cj_contrast, cj_sat, cj_hue)
-        steps = _view(
-            input_size,
-            (min_scale, 1.0),
-            jitter,
-            cj_prob,
-            random_gray_scale,
-            gaussian_blur,
-            sigmas,
-            solarization_prob,
-            hf_prob,
-            vf_prob,
-            rr_prob,
-            rr_degrees,
-            normalize,
-        )
-        super().__init__(steps, seed=seed)
+        super().__init__(_view(locals()), seed=seed)
 
 
 class BYOLView2Transform(Compose):
@@ -337,23 +253,7 @@ class BYOLView2Transform(Compose):
         *,
         seed: int | None = None,
     ) -> None:
-        jitter = (cj_strength, cj_bright, cj_contrast, cj_sat, cj_hue)
-        steps = _view(
-            input_size,
-            (min_scale, 1.0),
-            jitter,
-            cj_prob,
-            random_gray_scale,
-            gaussian_blur,
-            sigmas,
-            solarization_prob,
-            hf_prob,
-            vf_prob,
-            rr_prob,
-            rr_degrees,
-            normalize,
-        )
-        super().__init__(steps, seed=seed)
+        super().__init__(_view(locals()), seed=seed)
 
 
 class BYOLTransform(MultiViewTransform):
@@ -380,8 +280,7 @@ class BYOLTransform(MultiViewTransform):
 class DINOTransform(MultiViewTransform):
     """DINO's two global views, of which the second may be solarized, and its smaller local views.
 
-    Crops are resized bilinearly, where lightly's are bicubic; ``cj_strength`` holds for all views, where lightly's
-    second global view ignores it.
+    ``cj_strength`` holds for all views, where lightly's second global view ignores it.
 
     Args:
         global_crop_size: height and width of the global views, in pixels.
@@ -432,27 +331,14 @@ class DINOTransform(MultiViewTransform):
         *,
         seed: int | None = None,
     ) -> None:
-        jitter = (cj_strength, cj_bright, cj_contrast, cj_sat, cj_hue)
-
-        def view(size: int, scale: tuple[float, float], blur_p: float, solarize_p: float, seed: int | None) -> Compose:
-            steps = _view(
-                size,
-                scale,
-                jitter,
-                cj_prob,
-                random_gray_scale,
-                blur_p,
-                sigmas,
-                solarize_p,
-                hf_prob,
-                vf_prob,
-                rr_prob,
-                rr_degrees,
-                normalize,
-            )
-            return Compose(steps, seed=seed)
-
-        first = view(global_crop_size, global_crop_scale, gaussian_blur[0], 0.0, seed)
-        second = view(global_crop_size, global_crop_scale, gaussian_blur[1], solarization_prob, first.seed)
-        local = view(local_crop_size, local_crop_scale, gaussian_blur[2], 0.0, first.seed)
+        arguments = {**locals(), "interpolation": "bicubic", "solarization_prob": 0.0}
+        whole = {"input_size": global_crop_size, "scale": global_crop_scale}
+        part = {"input_size": local_crop_size, "scale": local_crop_scale}
+        kinds = (
+            _view(arguments, **whole, gaussian_blur=gaussian_blur[0]),
+            _view(arguments, **whole, gaussian_blur=gaussian_blur[1], solarization_prob=solarization_prob),
+            _view(arguments, **part, gaussian_blur=gaussian_blur[2]),
+        )
+        first = Compose(kinds[0], seed=seed)
+        second, local = (Compose(steps, seed=first.seed) for steps in kinds[1:])
         super().__init__([(first, 1), (second, 1), (local, n_local_views)])

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastcl.ops.augment import OUTPUT_DTYPES
+from fastcl.ops.augment import OUTPUT_DTYPES, RESIZES
 from fastcl.ops.augment_table import CROPS
 from fastcl.transforms.compose import Pass, Size, Transform
 
@@ -68,7 +68,7 @@ class RandomResizedCrop(Transform):
         size: of the output, (height, width) or one number for both.
         scale: range of the box's area, as a share of the image's.
         ratio: range of the box's width / height, uniform in its logarithm.
-        interpolation: ``"bilinear"``.
+        interpolation: ``"bilinear"`` or ``"bicubic"``.
         antialias: ``True``.
     """
 
@@ -86,7 +86,7 @@ class RandomResizedCrop(Transform):
         self.ratio = _range(owner, "ratio", ratio)
         if self.scale[0] < 0 or self.ratio[0] <= 0:
             raise ValueError(f"{owner}: scale must not be negative and ratio positive, got {scale} and {ratio}")
-        self.interpolation = _interpolation(owner, interpolation, ("bilinear",))
+        self.interpolation = _interpolation(owner, interpolation, RESIZES)
         self.antialias = _antialias(owner, antialias)
 
     def add_to(self, plan: Pass, p: float = 1.0) -> bool:
@@ -94,6 +94,7 @@ class RandomResizedCrop(Transform):
         _always(self, p)
         if not plan.take_crop(self.size):
             return False
+        plan.resize = self.interpolation
         plan.recipe |= {
             "crop": float(CROPS.index("random")),
             **{f"crop_scale_{end}": value for end, value in zip(("min", "max"), self.scale, strict=True)},
@@ -114,7 +115,7 @@ class Resize(Transform):
 
     Args:
         size: (height, width), or one number for the shorter side, the ratio being kept.
-        interpolation: ``"bilinear"``.
+        interpolation: ``"bilinear"`` or ``"bicubic"``.
         max_size: at most, for the longer side; only where ``size`` is one number.
         antialias: ``True``.
     """
@@ -133,7 +134,7 @@ class Resize(Transform):
         if max_size is not None and (not one or max_size < pair[0]):
             raise ValueError(f"{owner}: max_size needs a size of one number that is not larger, got {max_size}, {size}")
         self.max_size = max_size
-        self.interpolation = _interpolation(owner, interpolation, ("bilinear",))
+        self.interpolation = _interpolation(owner, interpolation, RESIZES)
         self.antialias = _antialias(owner, antialias)
 
     def _output_size(self, size: Size) -> Size:
@@ -146,7 +147,10 @@ class Resize(Transform):
     def add_to(self, plan: Pass, p: float = 1.0) -> bool:
         """See :meth:`Transform.add_to`."""
         _always(self, p)
-        return plan.take_crop(self._output_size if isinstance(self.size, int) else self.size)
+        if not plan.take_crop(self._output_size if isinstance(self.size, int) else self.size):
+            return False
+        plan.resize = self.interpolation
+        return True
 
 
 class CenterCrop(Transform):
@@ -198,13 +202,12 @@ class RandomVerticalFlip(Transform):
 class _Warp(Transform):
     interpolation: str
     fill: float | Sequence[float] | None
-    center: Sequence[float] | None
 
-    def _add(self, plan: Pass, p: float, recipe: dict[str, float]) -> bool:
-        if not plan.take("warp", ("jitter", "grayscale", "blur", "solarize", "normalize")):
+    def _add(self, plan: Pass, p: float, recipe: dict[str, float], center: Sequence[float] | None) -> bool:
+        if not plan.take("warp"):
             return False
-        if self.center is not None:
-            recipe |= {"center_given": 1.0, "center_x": float(self.center[0]), "center_y": float(self.center[1])}
+        if center is not None:
+            recipe |= {"center_given": 1.0, "center_x": float(center[0]), "center_y": float(center[1])}
         plan.recipe |= {"warp_p": p, **recipe}
         plan.interpolation, plan.fill = self.interpolation, _fill(self.fill)
         plan.warps_floats = plan.dtype is not None and plan.dtype != torch.uint8
@@ -241,7 +244,7 @@ class RandomRotation(_Warp):
 
     def add_to(self, plan: Pass, p: float = 1.0) -> bool:
         """See :meth:`Transform.add_to`."""
-        return self._add(plan, p, {"angle_from": -self.degrees[0], "angle_to": -self.degrees[1]})
+        return self._add(plan, p, {"angle_from": -self.degrees[0], "angle_to": -self.degrees[1]}, self.center)
 
 
 class RandomAffine(_Warp):
@@ -294,7 +297,55 @@ class RandomAffine(_Warp):
         ):
             if values is not None:
                 recipe |= {name: float(value) for name, value in zip(names, values, strict=True)}
-        return self._add(plan, p, recipe)
+        return self._add(plan, p, recipe, self.center)
+
+
+class RandomPerspective(_Warp):
+    """Moves the image's corners inwards, each by a distance of its own.
+
+    Args:
+        distortion_scale: how far at most, as a share of half the side.
+        p: the probability.
+        interpolation: ``"nearest"`` or ``"bilinear"``.
+        fill: what shows outside the image, one value or one per channel, in the images' units.
+    """
+
+    def __init__(
+        self,
+        distortion_scale: float = 0.5,
+        p: float = 0.5,
+        interpolation: Any = "bilinear",
+        fill: float | Sequence[float] | None = 0,
+    ) -> None:
+        owner = type(self).__name__
+        self.p = _probability(owner, p)
+        if not 0 <= distortion_scale <= 1:
+            raise ValueError(f"{owner}: distortion_scale must be from 0 to 1, got {distortion_scale}")
+        self.distortion_scale = distortion_scale
+        self.interpolation = _interpolation(owner, interpolation, ("nearest", "bilinear"))
+        self.fill = fill
+
+    def add_to(self, plan: Pass, p: float = 1.0) -> bool:
+        """See :meth:`Transform.add_to`."""
+        return self._add(plan, p * self.p, {"perspective": float(self.distortion_scale)}, None)
+
+
+class RandomRot90(Transform):
+    """Turns by 0, 90, 180 or 270 degrees, each as likely; what is not square by 0 or 180. Not in torchvision.
+
+    Args:
+        p: the probability that it turns at all (by 0 in a quarter of cases).
+    """
+
+    def __init__(self, p: float = 1.0) -> None:
+        self.p = _probability(type(self).__name__, p)
+
+    def add_to(self, plan: Pass, p: float = 1.0) -> bool:
+        """See :meth:`Transform.add_to`."""
+        if "late_flip" in plan.has or not plan.take("rot90"):
+            return False
+        plan.recipe["rot90_p"] = p * self.p
+        return True
 
 
 class ColorJitter(Transform):
@@ -335,7 +386,7 @@ class ColorJitter(Transform):
 
     def add_to(self, plan: Pass, p: float = 1.0) -> bool:
         """See :meth:`Transform.add_to`."""
-        if not plan.take("jitter", ("grayscale", "blur", "solarize", "normalize")):
+        if not plan.take("jitter"):
             return False
         plan.recipe["jitter_p"] = p
         for name in ("brightness", "contrast", "saturation", "hue"):
@@ -353,7 +404,7 @@ class RandomGrayscale(Transform):
 
     def add_to(self, plan: Pass, p: float = 1.0) -> bool:
         """See :meth:`Transform.add_to`."""
-        if not plan.take("grayscale", ("solarize", "normalize")):
+        if not plan.take("grayscale", commutes=("blur",)):
             return False
         plan.recipe["grayscale_p"] = p * self.p
         return True
@@ -378,7 +429,7 @@ class GaussianBlur(Transform):
 
     def add_to(self, plan: Pass, p: float = 1.0) -> bool:
         """See :meth:`Transform.add_to`."""
-        if not plan.take("blur", ("solarize", "normalize")):
+        if not plan.take("blur"):
             return False
         plan.recipe |= {"blur_p": p, "blur_sigma_min": self.sigma[0], "blur_sigma_max": self.sigma[1]}
         if self.kernel_size:
@@ -404,7 +455,7 @@ class RandomSolarize(Transform):
 
     def add_to(self, plan: Pass, p: float = 1.0) -> bool:
         """See :meth:`Transform.add_to`."""
-        if not plan.take("solarize", ("normalize",)):
+        if not plan.take("solarize"):
             return False
         unit = 255.0 if self.threshold > 1 else 1.0
         if p * self.p > 0:
@@ -434,7 +485,8 @@ class Normalize(Transform):
         """See :meth:`Transform.add_to`."""
         _always(self, p)
         # After an unscaling ToDtype the stage is taken, but by no mean and std.
-        if not plan.take("normalize", ()) and not (plan.unscaled and plan.mean is None):
+        follows = plan.unscaled and plan.mean is None and "erase" not in plan.has
+        if not plan.take("normalize") and not follows:
             return False
         plan.mean, plan.std = self.mean, self.std
         return True
@@ -459,6 +511,8 @@ class ToDtype(Transform):
     def add_to(self, plan: Pass, p: float = 1.0) -> bool:
         """See :meth:`Transform.add_to`."""
         _always(self, p)
+        if "erase" in plan.has:
+            return False
         if self.dtype == torch.uint8 and "normalize" in plan.has:
             raise ValueError("ToDtype: normalised values cannot become uint8")
         if not self.scale and plan.dtype is None and plan.mean is None:
@@ -466,25 +520,3 @@ class ToDtype(Transform):
             plan.has.add("normalize")
         plan.dtype = self.dtype
         return True
-
-
-class RandomApply(Transform):
-    """Applies a transform with probability `p`, drawn for each image.
-
-    Args:
-        transforms: a list of one transform: a flip, warp, jitter, grayscale or blur.
-        p: the probability.
-    """
-
-    def __init__(self, transforms: Sequence[Transform], p: float = 0.5) -> None:
-        self.transforms = list(transforms)
-        if len(self.transforms) != 1:
-            raise ValueError(f"RandomApply: transforms must be one that shares no draw, got {len(self.transforms)}")
-        if not isinstance(self.transforms[0], Transform):
-            raise TypeError(f"RandomApply: transforms must be fastcl.transforms', got {type(self.transforms[0])}")
-        self.p = _probability(type(self).__name__, p)
-        self.transforms[0].add_to(Pass(), self.p)  # raises where it cannot be left to chance
-
-    def add_to(self, plan: Pass, p: float = 1.0) -> bool:
-        """See :meth:`Transform.add_to`."""
-        return self.transforms[0].add_to(plan, p * self.p)
