@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test bench bench-augment lint format docs info clean
+.PHONY: help demo test fuzz bench bench-augment lint format docs info clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -38,6 +38,9 @@ demo: $(VENV)/.fastcl  ## learn handwritten digits without labels, shrink the en
 
 test: $(VENV)/.test  ## all tests, a process for each core
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
+
+fuzz: $(VENV)/.test  ## the augmentation kernels on a million random tables under sanitizers
+	FASTCL_FUZZ_TABLES=1000000 $(BIN)/python -m pytest -q -s tests/test_fuzz_augment.py
 
 bench: $(VENV)/.test  ## the benchmarks, beside the peers that are installed (pip install '.[peers]')
 	$(BIN)/python -m pytest -q bench --benchmark-sort=fullname

@@ -264,8 +264,8 @@ class Compose:
     One pass runs crop, warp, quarter turns, jitter, grayscale, blur, sharpness, invert, posterize, solarize,
     autocontrast, equalize, normalise and erase, in this order. Flips commute with everything but geometry and erasing,
     ToDtype with everything but erasing, blur with grayscale. Another pass is needed for a second transform of one kind
-    and for every other order. The passes hand each other float32, so several give what the transforms give one by one. ``repr`` shows
-    the passes. What RandomChoice, RandomOrder and RandomApply draw for an image goes into as few passes as it can.
+    and for every other order. The passes hand each other float32, so several give what the transforms give one by one.
+    ``repr`` shows the passes. What RandomChoice, RandomOrder and RandomApply draw goes into as few passes as it can.
 
     Args:
         transforms: transforms of this package, in order.
