@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,15 @@ def test_kernels_see_no_torch():
     for path in [*(ROOT / "csrc").rglob("*.cpp"), *(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.cu")]:
         is_torch_side = "_ops." in path.name or path.name in ("check.h", "parallel_torch.cpp")
         assert is_torch_side or "#include <torch" not in path.read_text(), path
+
+
+def test_few_files_know_which_compiler_reads_the_kernels():
+    knowing = {"csrc/common/cuda/launch.h", "csrc/common/cuda/ptx.h", "csrc/common/cuda_ops.h"}
+    for path in [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]:
+        name, text = path.relative_to(ROOT).as_posix(), path.read_text()
+        assert name in knowing or "FASTCL_EMULATED" not in text, path
+        is_cuda = "cuda" in name
+        assert not is_cuda or name == "csrc/common/cuda/ptx.h" or not re.search(r"\basm\b", text), path
 
 
 def test_no_two_sources_of_one_stem_in_a_folder():

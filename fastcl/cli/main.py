@@ -24,14 +24,16 @@ app = typer.Typer(
 app.command()(info)
 try:
     with run_extra():
+        from fastcl.cli.compress import compress
         from fastcl.cli.embed import embed
+        from fastcl.cli.export import export
         from fastcl.cli.preview import preview
         from fastcl.cli.run import run
-    for command in (run, embed, preview):
+    for command in (run, compress, export, embed, preview):
         app.command()(command)
 except MissingExtraError as error:
     _missing = error
-    for name in ("run", "embed", "preview"):
+    for name in ("run", "compress", "export", "embed", "preview"):
 
         @app.command(
             name,

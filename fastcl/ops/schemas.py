@@ -21,7 +21,8 @@ SCHEMAS: dict[str, str] = {
     ),
     "int8_pack_weight": "(Tensor weight, str kernel) -> Tensor",
     "int8_linear": (
-        "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? packed, str activation) -> Tensor"
+        "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? packed, Tensor? x_range,"
+        " Tensor? x_multiplier, Tensor? outlier_columns, Tensor? outlier_weight, str mode, str activation) -> Tensor"
     ),
     "augment_sample": (
         "(Tensor recipe, Tensor index, SymInt seed, SymInt epoch, SymInt view, SymInt height, SymInt width,"
@@ -52,7 +53,8 @@ SCHEMAS: dict[str, str] = {
         " float[] std, str resize, float[] erase, Tensor(a!)[] out) -> ()"
     ),
     "int8_conv2d": (
-        "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? packed, int[] stride, int[] padding,"
-        " int[] dilation, str activation) -> Tensor"
+        "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? packed, Tensor? x_range,"
+        " Tensor? x_multiplier, Tensor? outlier_columns, Tensor? outlier_weight, str mode, int[] stride,"
+        " int[] padding, int[] dilation, str activation) -> Tensor"
     ),
 }
