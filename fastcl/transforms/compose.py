@@ -476,12 +476,10 @@ class Compose:
 
     def _sample(self, index: Tensor, size: Size | Tensor, seed: int, epoch: int, view: int) -> Tensor:
         tables = []
-        stream: dict[str, Any] = {"seed": seed, "epoch": epoch, "view": view}
+        stream = {"seed": seed, "epoch": epoch, "view": view}
         for plan, (recipes, which) in zip(self.passes, self._recipes, strict=True):
             out_size = plan.output_size(size)
-            sizes: dict[str, Any] = {"shapes": size} if isinstance(size, Tensor) else {"size": size}
-            draw = augment_sample_ragged if isinstance(size, Tensor) else augment_sample
-            rows = [draw(recipe, index, **stream, **sizes, out_size=out_size) for recipe in recipes]
+            rows = [_sample_pass(recipe, index, size, out_size, stream) for recipe in recipes]
             if len(rows) > 1:
                 drawn = tuple(_draw_alternative(branching, index, stream) for branching in plan.branchings)
                 numbers = torch.arange(len(index), device=index.device)
@@ -490,6 +488,13 @@ class Compose:
                 tables += rows
             size = out_size
         return tables[0] if len(tables) == 1 else torch.cat(tables, dim=1)
+
+
+def _sample_pass(recipe: Tensor, index: Tensor, size: Size | Tensor, out_size: Size, stream: dict[str, int]) -> Tensor:
+    """One table for one recipe."""
+    if isinstance(size, Tensor):
+        return augment_sample_ragged(recipe, index, **stream, shapes=size, out_size=out_size)
+    return augment_sample(recipe, index, **stream, size=size, out_size=out_size)
 
 
 def _draw_alternative(branching: Branching, index: Tensor, stream: dict[str, int]) -> Tensor:
