@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test fuzz bench lint format docs info clean
+.PHONY: help demo test fuzz bench bench-augment lint format docs info clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -44,6 +44,10 @@ fuzz: $(VENV)/.test  ## the augmentation kernels on a million random tables unde
 
 bench: $(VENV)/.test  ## the benchmarks, beside the peers that are installed (pip install '.[peers]')
 	$(BIN)/python -m pytest -q bench --benchmark-sort=fullname
+
+bench-augment: $(VENV)/.test  ## augmentation beside its peers, as ratios; then an epoch of SimCLR beside lightly's
+	$(BIN)/python bench/bench_augment.py --plot docs/augment.svg
+	$(BIN)/python bench/simclr_epoch.py
 
 lint: $(VENV)/.lint $(VENV)/.test  ## style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
