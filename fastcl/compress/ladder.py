@@ -49,7 +49,7 @@ class LadderConfig:
 
     prune: tuple[float, ...] = (0.3, 0.5)
     widths: tuple[int, ...] | None = None
-    epochs: int = 20
+    epochs: int = 10
     target_bytes: int | None = None
     target_latency_ms: float | None = None
     latency_batch: int = 1
@@ -177,7 +177,9 @@ def climb(
         int8 = candidate.model if not candidate.trained else to_int8(candidate.model)
         if candidate.trained:
             candidate.bytes = len(pack_encoder(int8, "int8", _origin(origin, candidate)))
-        candidate.latency_ms = {batch: latency_ms(int8, images.test_images, batch) for batch in LADDER_BATCHES}
+        candidate.latency_ms = {
+            batch: latency_ms(int8, images.test_images, batch, seconds=1.0) for batch in LADDER_BATCHES
+        }
     candidates.sort(key=lambda candidate: -candidate.bytes)
     _check_reachable(candidates, config)
 
