@@ -8,16 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastcl.checkpoint import load_checkpoint, save_checkpoint
 from fastcl.config import RunConfig
+from fastcl.data import Loader
 from fastcl.encoder import Encoder, EncoderConfig
 from fastcl.errors import CheckpointError, ConfigError, DivergedError
 from fastcl.losses import NTXentLoss
 from fastcl.recipe import build_transform
+from fastcl.transforms import MultiViewTransform
 
 __all__ = ["Pretraining", "image_statistics", "projection_head"]
 
@@ -65,10 +66,13 @@ class Pretraining:
             raise ConfigError(
                 f"batch_size: expected at most the {len(images)} images to train on, got {config.batch_size}"
             )
-        self._images, self._config = images, config
+        self._config = config
         channels, size = images.shape[1:3]
         mean, std = image_statistics(images)
         self.transform = build_transform(config.recipe, size, mean, std, config.seed)
+        views = MultiViewTransform([(self.transform, 2)])
+        # Nothing ahead of its use: training on the CPU has use for every core.
+        self._loader = Loader(images, views, config.batch_size, True, drop_last=True, seed=config.seed, prefetch=0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.encoder = Encoder(EncoderConfig(channels, size, config.width, mean, std))
@@ -79,7 +83,7 @@ class Pretraining:
         self._optimizer = torch.optim.AdamW(
             self._model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
-        self.steps_per_epoch = len(images) // config.batch_size
+        self.steps_per_epoch = len(self._loader)
         self.steps = config.epochs * self.steps_per_epoch
         self.step = 0
         self.losses: list[float] = []
@@ -129,9 +133,12 @@ class Pretraining:
         """
         every = self._config.checkpoint_steps or self.steps_per_epoch
         self._model.train()
+        here = {"epoch": self.epoch, "batch": self.step % self.steps_per_epoch}
+        self._loader.load_state_dict({**self._loader.state_dict(), **here})
+        batches = (views for _ in range(self.epoch, self.epochs) for views in self._loader)
         while self.step < self.steps:
             started = time.perf_counter()
-            loss = self._train_step()
+            loss = self._train_step(next(batches))
             if not math.isfinite(loss):
                 raise DivergedError(
                     f"the loss became {loss} at step {self.step + 1} of {self.steps} (epoch {self.epoch + 1}): "
@@ -148,17 +155,10 @@ class Pretraining:
                 return False
         return True
 
-    def _train_step(self) -> float:
-        config, epoch = self._config, self.epoch
-        # The order of an epoch follows from (seed, epoch) alone; what does not fill a batch waits for another epoch.
-        order = np.random.RandomState([config.seed, epoch]).permutation(len(self._images))
-        first = (self.step % self.steps_per_epoch) * config.batch_size
-        index = torch.from_numpy(order[first : first + config.batch_size])
-        batch = self._images[index]
-        views = torch.cat([self.transform(batch, index=index, epoch=epoch, view=view) for view in (0, 1)])
+    def _train_step(self, views: list[Tensor]) -> float:
         for group in self._optimizer.param_groups:
-            group["lr"] = config.lr * self._schedule()
-        projections = self._head(self.encoder(views.contiguous(memory_format=torch.channels_last)))
+            group["lr"] = self._config.lr * self._schedule()
+        projections = self._head(self.encoder(torch.cat(views).contiguous(memory_format=torch.channels_last)))
         loss = self._loss(*projections.chunk(2))
         self._optimizer.zero_grad()
         loss.backward()

@@ -12,9 +12,9 @@
 //   a_mn = sum_k q_mk w_nk                  exact int32; kInt16: 256 float(sum_k (q >> 8) w) + float(sum_k (q & 255) w)
 //   y_mn = activation(float(a_mn) * (scale_m * weight_scale_n) + bias_n + sum_j x_m,columns(j) * outlier_weight_jn)
 //
-// All but the last sum is float32 without contraction, so that every kernel gives the same bits (GELU and SiLU: the same
-// to 1e-6). A row whose absmax (kAsymmetric: range) is under 2^-100 counts as zeros; one that holds a NaN or an infinity
-// comes out as NaN, as does one whose range is infinite.
+// All but the last sum is float32 without contraction, so that every kernel gives the same bits (GELU and SiLU: the
+// same to 1e-6). A row whose absmax (kAsymmetric: range) is under 2^-100 counts as zeros; one that holds a NaN or an
+// infinity comes out as NaN, as does one whose range is infinite.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,7 @@
 
 namespace fastcl {
 
-constexpr int64_t kInt8MaxDepth = 131072;          // 131072 * 127 * 128 < 2^31
+constexpr int64_t kInt8MaxDepth = 131072;         // 131072 * 127 * 128 < 2^31
 constexpr int64_t kInt8MaxDepthUnsigned = 65536;  // of the other modes than kDynamic: 65536 * 255 * 128 < 2^31
 
 enum class Activation { kNone, kRelu, kGelu, kSilu };

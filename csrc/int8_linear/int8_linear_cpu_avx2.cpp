@@ -135,8 +135,9 @@ __attribute__((noinline)) void finish_tile(const Int8Tile& t, int32_t (*sums)[16
   const int x_rows = rows / t.planes;
   for (int r = 0; r < x_rows; ++r)
     for (int i = 0; i < 16; i += 8) {
-      const auto sum_of = [&](int row) { return _mm256_cvtepi32_ps(_mm256_load_si256(
-          reinterpret_cast<const __m256i*>(sums[row] + i))); };
+      const auto sum_of = [&](int row) {
+        return _mm256_cvtepi32_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(sums[row] + i)));
+      };
       __m256 sum = sum_of(r * t.planes);
       if (t.planes == 2) sum = _mm256_add_ps(_mm256_mul_ps(sum, _mm256_set1_ps(256.f)), sum_of(r * 2 + 1));
       const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(t.row_scale[r]), _mm256_loadu_ps(t.weight_scale + i));

@@ -97,8 +97,8 @@ Int8Row quantize_row_of(const Int8Linear& p, const void* x, uint8_t* out, int64_
     return {row.scale, {128, 0}};
   }
   // Of kStatic the range is not needed, but whether every value is finite, which the one pass over them tells too.
-  RowScale row = p.mode == Int8Mode::kStatic ? row_scale_static(0, p.x_scale, p.x_zero)
-                                             : scale_of_range<kType, kMultiplied>(p, x);
+  RowScale row =
+      p.mode == Int8Mode::kStatic ? row_scale_static(0, p.x_scale, p.x_zero) : scale_of_range<kType, kMultiplied>(p, x);
   const ValueRange range = value_range(row, p.mode);
   const __m512 inverse = _mm512_set1_ps(row.inverse), low = _mm512_set1_ps(range.low),
                high = _mm512_set1_ps(range.high);
@@ -111,8 +111,7 @@ Int8Row quantize_row_of(const Int8Linear& p, const void* x, uint8_t* out, int64_
     const __m512i q = _mm512_sub_epi32(_mm512_castps_si512(_mm512_fmadd_ps(v, inverse, shift)), base);
     _mm_store_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtusepi32_epi8(_mm512_max_epi32(q, zero)));
   });
-  if (p.mode == Int8Mode::kStatic)
-    row = row_scale_static(uint32_t(_mm512_reduce_max_epi32(top)), p.x_scale, p.x_zero);
+  if (p.mode == Int8Mode::kStatic) row = row_scale_static(uint32_t(_mm512_reduce_max_epi32(top)), p.x_scale, p.x_zero);
   return {row.scale, {row.zero, row.zero}};
 }
 

@@ -32,8 +32,8 @@ inline RowScale row_scale(uint32_t absmax_bits, float steps) {
   return {absmax / steps, steps / absmax, 0};
 }
 
-// From the largest bit pattern as a signed and as an unsigned number: that of the greatest value, if there is one with a
-// plus sign, and that of the least, if there is one with a minus sign.
+// From the largest bit pattern as a signed and as an unsigned number: that of the greatest value, if there is one with
+// a plus sign, and that of the least, if there is one with a minus sign.
 inline RowScale row_scale_of_range(int32_t signed_bits, uint32_t unsigned_bits) {
   const float high = signed_bits >= 0 ? bits_to_float(uint32_t(signed_bits)) : 0.f;
   const float low = unsigned_bits >= 0x80000000u ? bits_to_float(unsigned_bits) : 0.f;

@@ -62,7 +62,7 @@ struct Int8Activations {
 };
 
 inline Tensor int8_pack(const Int8Kernel& kernel, const Tensor& weight, int64_t n, int64_t k) {
-  const Tensor rows = torch::stable::contiguous(weight);
+  const Tensor rows = as_contiguous(weight);
   Tensor packed = new_tensor(weight, {int8_packed_bytes(n, k)}, ScalarType::Byte);
   int8_pack_weight(kernel, {static_cast<const int8_t*>(rows.const_data_ptr()), n, k,
                             static_cast<uint8_t*>(packed.mutable_data_ptr())});
@@ -96,8 +96,8 @@ inline Int8Activations int8_activations(const char* op, const std::string& mode,
                      outlier_weight->size(0) == outlier_columns->size(0) && outlier_weight->size(1) == n,
                  op, ": outlier_weight must be [J, ", n, "] for outlier_columns [J], got ", shape(*outlier_weight),
                  " and ", shape(*outlier_columns));
-    a.outlier_columns = torch::stable::contiguous(*outlier_columns);
-    a.outlier_weight = torch::stable::contiguous(*outlier_weight);
+    a.outlier_columns = as_contiguous(*outlier_columns);
+    a.outlier_weight = as_contiguous(*outlier_weight);
     const int64_t* columns = static_cast<const int64_t*>(a.outlier_columns->const_data_ptr());
     for (int64_t j = 0; j < a.outlier_columns->size(0); ++j)
       FASTCL_CHECK(columns[j] >= 0 && columns[j] < k, op, ": outlier_columns must be from 0 to ", k - 1, ", got ",
@@ -113,7 +113,7 @@ inline void run_int8_linear(const char* op, const Tensor& x, const Int8Patches* 
                             const std::string& activation, Tensor& y) {
   check_int8_weight(op, weight);
   const int64_t n = weight.size(0), k = weight.numel() / n;
-  const Tensor values = torch::stable::contiguous(x), scale = float_vector(op, "weight_scale", weight_scale, n);
+  const Tensor values = as_contiguous(x), scale = float_vector(op, "weight_scale", weight_scale, n);
   const Tensor block = packed ? *packed : int8_pack(*int8_kernel("auto"), weight, n, k);
   const Tensor bias_vector = bias ? float_vector(op, "bias", *bias, n) : scale;
   const Int8Kernel& kernel = int8_kernel_of(op, block, n, k);
@@ -143,7 +143,7 @@ inline Tensor new_linear_output(const Tensor& x, int64_t n) {
   std::vector<int64_t> sizes;
   for (int64_t d = 0; d + 1 < x.dim(); ++d) sizes.push_back(x.size(d));
   sizes.push_back(n);
-  return torch::stable::new_empty(x, {sizes.data(), sizes.size()}, x.scalar_type());
+  return new_tensor(x, {sizes.data(), sizes.size()}, x.scalar_type());
 }
 
 }  // namespace fastcl

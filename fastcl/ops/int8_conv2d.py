@@ -43,8 +43,8 @@ def int8_conv2d(
 ) -> Tensor:
     """``activation(conv2d(x, weight_scale * weight, bias))`` with int8 products; each patch of x is quantised here.
 
-    A patch is a row of K = kernel height * kernel width * C values, in that order; how it is quantised and multiplied is
-    :func:`~fastcl.ops.int8_linear`'s.
+    A patch is a row of K = kernel height * kernel width * C values, in that order; it is quantised and multiplied as a
+    row of :func:`~fastcl.ops.int8_linear`.
 
     The gradient reaches ``x`` (straight through the quantiser) and ``bias``.
 

@@ -1,7 +1,7 @@
 """Linear layer on int8 weights and integer products: formula, checks, reference and autograd; kernels in
 ``csrc/int8_linear``.
 
-With the weight in int8 and one scale for each output channel, each row of v = x · x_multiplier is quantised as it comes:
+With the weight in int8 and one scale for each output channel, each row of v = x · x_multiplier is quantised:
 
     q_mk = round(v_mk · inverse_m)       v_mk ≈ scale_m · q_mk
     y_mn = activation(scale_m · weight_scale_n · Σ_k q_mk w_nk + bias_n + Σ_j x_m,columns(j) outlier_weight_jn)
@@ -80,8 +80,8 @@ def int8_linear(
     Raises:
         TypeError: for an argument of the wrong type or dtype.
         ValueError: for shapes that do not fit, or an unknown activation.
-        RuntimeError: for a ``packed`` that is not ``weight``'s size or not of this machine, and, from the op itself, for
-            an ``x_range`` or ``outlier_columns`` whose values do not fit.
+        RuntimeError: for a ``packed`` that is not ``weight``'s size or not of this machine, and for values of
+            ``x_range`` or ``outlier_columns`` that do not fit (an IndexError from the reference).
     """
     _check_weight("int8_linear", weight)
     how = (x_range, x_multiplier, outlier_columns, outlier_weight, mode)

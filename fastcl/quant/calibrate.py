@@ -223,7 +223,7 @@ def static_range(least: Tensor, greatest: Tensor, rows: Tensor, config: QuantCon
 
 def _scale_and_zero(low: Tensor, high: Tensor) -> Tensor:
     scale = ((high - low) / 255).clamp(2.0**-100, 2.0**100)
-    return torch.stack([scale, (-low / scale).round().clamp(0, 255)])
+    return torch.stack([scale, (-low / scale).round().clamp(0, 255) + 0.0])  # no -0
 
 
 def _squared_error(values: Tensor, x_range: Tensor) -> float:

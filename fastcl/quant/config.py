@@ -24,8 +24,8 @@ class QuantConfig:
         min_depth: leave layers that sum over fewer inputs (in_features, or in_channels * kernel height * kernel width):
             int8 gains nothing on them.
         fuse_activations: let a layer compute the ReLU, GELU (erf) or SiLU module that follows it, and it alone.
-        mode: ``"dynamic"`` (W8A8, a scale for each row), ``"asymmetric"`` (and a zero point), ``"static"`` (one scale and
-            zero point, from calibration) or ``"int16"`` (W8A16: activations in 16 bits).
+        mode: ``"dynamic"`` (W8A8, a scale for each row), ``"asymmetric"`` (and a zero point for each), ``"static"``
+            (one scale and zero point, from calibration) or ``"int16"`` (W8A16: activations in 16 bits).
         observer: how the range of ``"static"`` is chosen: ``"minmax"``, ``"percentile"`` or ``"mse"`` (the range of the
             least squared error).
         percentile: of values inside the range of the observer of that name, in percent.

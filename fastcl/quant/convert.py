@@ -109,8 +109,8 @@ def quantize_(
 ) -> QuantReport:
     """Swaps the linear and convolution layers of a model for :class:`Int8Linear` and :class:`Int8Conv2d`, in place.
 
-    A model that is itself such a layer becomes the int8 layer: the object stays, its class changes. Attention is rebuilt
-    as :class:`Attention` first. Fold BatchNorm before (:func:`fold_batchnorm_`). To load a quantised state dict, see
+    A model that is itself such a layer becomes the int8 layer: the object stays, its class changes. Attention is first
+    rebuilt as :class:`Attention`. Fold BatchNorm before (:func:`fold_batchnorm_`). To load a quantised state dict, see
     :func:`load_quantized_`.
 
     Args:
@@ -156,7 +156,9 @@ def quantize_(
     return _swap(model, places, plans, reasons, _followers(model, plans, config), device, error)
 
 
-def load_quantized_(model: nn.Module, state_dict: Mapping[str, Tensor], config: QuantConfig | None = None) -> QuantReport:
+def load_quantized_(
+    model: nn.Module, state_dict: Mapping[str, Tensor], config: QuantConfig | None = None
+) -> QuantReport:
     """Gives a float model the form of a quantised state dict, in place, and loads it.
 
     Args:
@@ -183,14 +185,16 @@ def load_quantized_(model: nn.Module, state_dict: Mapping[str, Tensor], config: 
         prefix = f"{name}." if name else ""
         weight = state_dict.get(f"{prefix}weight")
         if type(module) in (*_LINEAR, *_CONV) and weight is not None and weight.dtype == torch.int8:
-            x_range = torch.tensor([1.0, 0.0]) if config.mode == "static" else None  # the stored one comes with the rest
+            x_range = (
+                torch.tensor([1.0, 0.0]) if config.mode == "static" else None
+            )  # the stored one comes with the rest
             mode = config.mode if getattr(module, "groups", 1) == 1 else "dynamic"
             plans[module] = _Plan(InputScheme(mode, x_range if mode == "static" else None))
         else:
             reasons[module] = "float in the state dict"
     for module in plans:
         with torch.no_grad():
-            module.weight.zero_()  # type: ignore[operator,union-attr]
+            module.weight.zero_()  # type: ignore[operator]
     report = _swap(model, places, plans, reasons, _followers(model, plans, config), None, None)
     model.load_state_dict(state_dict)
     return report
@@ -207,7 +211,7 @@ class _Plan:
 
     def layer(self, module: Any, activation: str = "none") -> _Int8Layer:
         kind = Int8Linear if isinstance(module, nn.Linear) else Int8Conv2d
-        layer: _Int8Layer = kind.from_float(module, activation, self.scheme)  # type: ignore[attr-defined]
+        layer: _Int8Layer = kind.from_float(module, activation, self.scheme)
         if self.bias_shift is not None:
             bias = self.bias_shift if layer.bias is None else layer.bias.detach() + self.bias_shift
             dtype = module.weight.dtype if layer.bias is None else layer.bias.dtype
@@ -271,7 +275,9 @@ def _keep_output_within(
         return error
     alone = {module: error_with([module]) for module in plans}
     for module in sorted(alone, key=lambda module: -alone[module]):
-        reasons[module] = f"alone it gives the output an error of {alone[module]:.2%}, config.max_output_error is {limit:.2%}"
+        reasons[module] = (
+            f"alone it gives the output an error of {alone[module]:.2%}, config.max_output_error is {limit:.2%}"
+        )
         del plans[module]
         error = error_with(plans)
         if error <= limit:
@@ -283,7 +289,7 @@ def _keep_output_within(
 def _running(layers: Mapping[nn.Module, _Int8Layer]) -> Iterator[None]:
     """The float modules compute what their int8 layers do."""
     for module, layer in layers.items():
-        module.forward = layer.forward  # type: ignore[method-assign]
+        module.forward = layer.forward
     try:
         yield
     finally:
@@ -315,9 +321,10 @@ def _rebuild_attention(model: nn.Module, config: QuantConfig, wanted: Callable[[
         return
     rebuilt: dict[nn.Module, nn.Module] = {}
     for name, module, parent in list(_places(model)):
-        if type(module) is nn.MultiheadAttention and Attention.why_not(module) is None and parent is not None:
-            if wanted(module, name):
-                parent._modules[name.rpartition(".")[2]] = rebuilt.setdefault(module, Attention(module))
+        if type(module) is not nn.MultiheadAttention or parent is None or Attention.why_not(module) is not None:
+            continue
+        if module in rebuilt or wanted(module, name):
+            parent._modules[name.rpartition(".")[2]] = rebuilt.setdefault(module, Attention(module))
 
 
 def _followers(
@@ -329,7 +336,7 @@ def _followers(
     found: dict[nn.Module, tuple[str, str]] = {}
     for layer_name, next_name in adjacent(model):
         layer, after = model.get_submodule(layer_name), model.get_submodule(next_name)
-        name = {nn.ReLU: "relu", nn.GELU: "gelu", nn.SiLU: "silu"}.get(type(after))  # type: ignore[call-overload]
+        name = {nn.ReLU: "relu", nn.GELU: "gelu", nn.SiLU: "silu"}.get(type(after))
         if name is None or layer not in plans or (name == "gelu" and after.approximate != "none"):
             continue
         if sum(module in (layer, after) for _, module, _ in _places(model)) == 2:  # neither stands elsewhere as well
@@ -361,7 +368,11 @@ def _swap(
         else:
             plan, (activation, follower) = plans[module], followers.get(module, ("none", ""))
             layer = plan.layer(module.to(device) if device is not None else module, activation)
-            notes = [f"now {type(layer).__name__}", plan.note, f"with the {activation} of {follower}" if follower else ""]
+            notes = [
+                f"now {type(layer).__name__}",
+                plan.note,
+                f"with the {activation} of {follower}" if follower else "",
+            ]
             reason = ", ".join(filter(None, notes))
             rows.append(QuantRow(name, kind, "int8", reason, before, _own_bytes(layer), plan.error))
             if follower:

@@ -1,8 +1,8 @@
 """``nn.Linear`` and ``nn.Conv2d`` with int8 weights and integer products.
 
 A layer's state dict is plain: ``weight`` int8, ``weight_scale`` float32 [N], ``bias``, and what calibration added:
-``x_range``, ``x_multiplier``, ``outlier_columns``, ``outlier_weight``. The form that this machine's kernel reads is made at
-the first call and never stored.
+``x_range``, ``x_multiplier``, ``outlier_columns``, ``outlier_weight``. The form that this machine's kernel reads is
+made at the first call and never stored.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ class _Int8Layer(nn.Module):
         self.register_buffer("x_multiplier", multiplier)
         self.register_buffer("outlier_columns", scheme.outlier_columns)
         self.register_buffer("outlier_weight", outliers)
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+        held = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+        self.register_parameter("bias", held)
         self.mode = scheme.mode
         self.activation = activation
         self._packed: Tensor | None = None
@@ -152,9 +153,7 @@ class _Int8Layer(nn.Module):
         if errors:
             state_dict = {key: value for key, value in state_dict.items() if not key.startswith(prefix)}
         missing: list[str] = []
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs)
         missing_keys += [] if errors else missing
         self._packed = None
 
@@ -186,10 +185,12 @@ class _Int8Layer(nn.Module):
         scale, columns, range_ = found["weight_scale"], found["outlier_columns"], found["x_range"]
         if not errors and scale is not None and not scale.is_meta and not (scale > 0).all():
             errors.append("weight_scale must be positive")
-        if (columns is None) != (found["outlier_weight"] is None):
-            errors.append("outlier_columns and outlier_weight must be stored together")
-        elif not errors and columns is not None and not columns.is_meta:
-            if len(columns) != len(found["outlier_weight"]) or (len(columns) and not 0 <= columns.min() <= columns.max() < depth):
+        rows = found["outlier_weight"]
+        if columns is None or rows is None:
+            errors += [] if columns is rows else ["outlier_columns and outlier_weight must be stored together"]
+        elif not errors and not columns.is_meta:
+            inside = bool(((columns >= 0) & (columns < depth)).all())
+            if len(columns) != len(rows) or not inside:
                 errors.append(f"outlier_columns must be as many as rows of outlier_weight, each from 0 to {depth - 1}")
         if (range_ is not None) != (self.mode == "static"):
             errors.append(f"x_range is {'not ' if range_ is None else ''}stored, but the layer's mode is {self.mode}")
@@ -247,9 +248,7 @@ class Int8Linear(_Int8Layer):
         self._take_linear(nn.Linear(in_features, out_features, bias, device, dtype), activation)
 
     @classmethod
-    def from_float(
-        cls, linear: nn.Linear, activation: str = "none", scheme: InputScheme | None = None
-    ) -> Int8Linear:
+    def from_float(cls, linear: nn.Linear, activation: str = "none", scheme: InputScheme | None = None) -> Int8Linear:
         """Quantises a trained ``nn.Linear``, which is left as it is.
 
         Args:
@@ -275,14 +274,26 @@ class Int8Linear(_Int8Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] → [..., out_features] of ``x``'s dtype."""
-        weight, scale, packed = self.weight, self.weight_scale, self._pack()
-        bias: Tensor | None = self.bias
-        if x.dtype not in FLOAT_DTYPES or x.dim() == 0 or x.shape[-1] != self.in_features or x.device != weight.device:
-            return int8_linear(x, weight, scale, bias)  # raises, and says what is wrong with x
-        # the layer's own tensors need no checks, which would take as long as the product of one row
-        bias = bias.float() if bias is not None and bias.dtype != torch.float32 else bias
-        how = (self.x_range, self.x_multiplier, self.outlier_columns, self.outlier_weight, self.mode)
-        return op("int8_linear", x)(x, weight, scale, bias, packed, *how, self.activation)  # type: ignore[no-any-return]
+        tensors, packed = self._buffers, self._packed  # by name rather than as attributes: a row's product is as long
+        bias: Tensor | None = self._parameters["bias"]
+        weight: Any = tensors["weight"]
+        if x.dtype not in FLOAT_DTYPES or x.shape[-1:] != (self.in_features,) or x.device != weight.device:
+            return int8_linear(x, weight, self.weight_scale, bias)  # raises, and says what is wrong with x
+        if bias is not None and bias.dtype != torch.float32:
+            bias = bias.float()
+        return op("int8_linear", x)(  # type: ignore[no-any-return]
+            x,
+            weight,
+            tensors["weight_scale"],
+            bias,
+            self._pack() if packed is None else packed,
+            tensors["x_range"],
+            tensors["x_multiplier"],
+            tensors["outlier_columns"],
+            tensors["outlier_weight"],
+            self.mode,
+            self.activation,
+        )
 
     def extra_repr(self) -> str:
         """nn.Linear's, and the activation."""
@@ -295,12 +306,12 @@ class Int8Linear(_Int8Layer):
 class Int8Conv2d(_Int8Layer):
     """``nn.Conv2d`` with an int8 weight and an activation; each patch is quantised by itself.
 
-    The output is in channels-last memory format, which is the fast one for the input too. More than one group is as many
-    convolutions, one after the other.
+    The output is in channels-last memory format, which is the fast one for the input too. More than one group is as
+    many convolutions, one after the other.
 
     Attributes:
-        weight: int8 [out_channels, kernel height, kernel width, in_channels / groups]. Change it by ``load_state_dict``
-            only.
+        weight: int8 [out_channels, kernel height, kernel width, in_channels / groups]. Change it only by
+            ``load_state_dict``.
         weight_scale: float32 [out_channels].
         bias: [out_channels], or None.
     """
@@ -372,7 +383,10 @@ class Int8Conv2d(_Int8Layer):
             parts = [tensor.chunk(self.groups) for tensor in (self.weight, self.weight_scale)]
             biases = [None] * self.groups if self.bias is None else self.bias.chunk(self.groups)
             groups = zip(images.chunk(self.groups, dim=1), *parts, biases, strict=True)
-            y = torch.cat([self._convolve(images, pad, *group, None) for images, *group in groups], dim=1)
+            y = torch.cat(
+                [self._convolve(images, pad, weight, scale, bias, None) for images, weight, scale, bias in groups],
+                dim=1,
+            )
         return y if x.dim() == 4 else y[0]
 
     def _convolve(self, images: Tensor, pad: Any, weight: Any, scale: Any, bias: Any, packed: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
-"""Quantisation-aware training: layers that compute in float what their int8 layers will, with straight-through gradients.
+"""Quantisation-aware training: float layers that round as their int8 layers will, and pass gradients straight through.
 
-Source of the estimator: Bengio, Léonard, Courville, arXiv 1308.3432; of training with it: Jacob et al., arXiv 1712.05877.
+Source of the estimator: Bengio, Léonard, Courville, arXiv 1308.3432; of training with it: Jacob et al., 1712.05877.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -32,7 +31,7 @@ class QatLinear(nn.Linear):
 
 
 class QatConv2d(nn.Conv2d):
-    """``nn.Conv2d`` whose weight and patches are rounded as :class:`~fastcl.quant.Int8Conv2d` rounds them; one group."""
+    """``nn.Conv2d`` of one group whose weight and patches are rounded as :class:`~fastcl.quant.Int8Conv2d` does."""
 
     mode = "dynamic"
 
@@ -81,10 +80,10 @@ def prepare_qat_(
         kind = kinds.get(type(module))
         if kind is None or getattr(module, "groups", 1) != 1 or (filter_fn is not None and not filter_fn(module, name)):
             continue
-        if module.weight[0].numel() < config.min_depth:  # type: ignore[index,operator,union-attr]
+        if module.weight[0].numel() < config.min_depth:
             continue
         module.__class__ = kind
-        module.mode = config.mode  # type: ignore[assignment]
+        module.mode = config.mode
         names.append(name)
     return names
 
