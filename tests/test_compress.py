@@ -398,6 +398,29 @@ class TestLadder:
         assert "student-9-int8.safetensors is not there; the run has int8, float" in output
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_figure_of_the_frontier(labelled: bool):
+    pytest.importorskip("matplotlib")
+    Image = pytest.importorskip("PIL.Image")
+    import base64
+    import io
+
+    from fastcl.compress.ladder import Ladder, LadderConfig, Rung
+    from fastcl.report.figures import frontier
+
+    def rung(name: str, size: int, accuracy: float, trained: bool = True) -> Rung:
+        share = accuracy if labelled else None
+        return Rung(
+            name, name, size, {1: size / 1e5, 256: size / 1e3}, True, accuracy if trained else None, share, share
+        )
+
+    rungs = (rung("float32", 90_000, 0.98), rung("int8", 30_000, 0.97), rung("student-2-int8", 900, 0.7, trained=False))
+    source = frontier(Ladder(LadderConfig(target_bytes=40_000), rungs, "int8", 1.0))
+    picture = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
+    assert min(picture.size) > 300
+    assert picture.getextrema()[3] == (0, 255)
+
+
 def test_neighbor_agreement():
     from fastcl.evaluate import neighbor_agreement
 
