@@ -345,25 +345,6 @@ class TestLadder:
         code, output = fastcl_command(*arguments)
         assert (code, first.read_bytes() == kept, "kept from before" in output) == (0, True, True)
 
-    def test_ctrl_c(self, out: Path):
-        from run_helpers import fastcl_process
-
-        # A shell that starts tests in the background lets them ignore Ctrl-C, which is inherited.
-        process = fastcl_process(
-            "compress", str(out), "--epochs=5000", "--student=4", "--prune=0.5",
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
-        assert process.stdout is not None
-        for line in process.stdout:
-            if "distill" in line:
-                break
-        time.sleep(1.0)
-        process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=100)
-        assert process.returncode == 130, output
-        assert f"to go on: fastcl compress {out} --epochs=5000" in output
-        assert "Traceback" not in output
-
     def test_wrong_arguments(self, out: Path, tmp_path: Path):
         from run_helpers import fastcl_command
 
