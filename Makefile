@@ -26,7 +26,7 @@ $(VENV)/.fastcl: $(VENV)/.torch pyproject.toml setup.py $(CSRC)
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.fastcl
-	$(PIP) --no-build-isolation --editable '.[run,test]'
+	$(PIP) --no-build-isolation --editable '.[run,compress,export,test]'
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml
