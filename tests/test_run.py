@@ -54,6 +54,31 @@ def test_folder(finished: Path):
     }  # fmt: skip
 
 
+def test_a_student_at_the_end(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Stopped after the student is made, the run goes on to the same result, and keeps it."""
+    config = make_config(TINY | {"ladder": "student", "distill_epochs": 2})
+    run(config, tmp_path / "undisturbed")
+    metrics = lasting_metrics(tmp_path / "undisturbed")
+    assert 0.2 < metrics["student_knn_accuracy"] <= 1
+    student = Path("compressed") / "student-2-int8.safetensors"
+    assert metrics["student_encoder_bytes"] == (tmp_path / "undisturbed" / student).stat().st_size
+    assert metrics["student_encoder_bytes"] < metrics["int8_encoder_bytes"]
+    assert {key: metrics[key] for key in lasting_metrics(finished)} == lasting_metrics(finished)
+    assert 'id="frontier"' in (tmp_path / "undisturbed" / "report.html").read_text()
+    stopped = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr("fastcl.run.write_report", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(config, stopped)
+    made = (stopped / student).stat().st_mtime_ns
+    run(config, stopped, resume=True)
+    assert (stopped / student).stat().st_mtime_ns == made
+    assert lasting_metrics(stopped) == metrics
+    run(make_config(TINY), stopped, overwrite=True)
+    assert not (stopped / "compressed").exists()
+    assert not (stopped / "compression.json").exists()
+
+
 def test_it_learns(tmp_path: Path):
     """The loss goes down, below what guessing costs."""
     images = load("digits", limit=200).train_images
