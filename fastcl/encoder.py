@@ -1,17 +1,19 @@
-"""A small convolutional encoder of images."""
+"""Small convolutional encoders, of images and of texts."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Encoder", "EncoderConfig"]
+__all__ = ["Encoder", "EncoderConfig", "TextEncoder", "TextEncoderConfig"]
 
 # Cells each way that the last feature map is pooled to: it matters where a stroke is, not only that it is there.
 _GRID = 3
+Kernel = int | tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,46 @@ class Encoder(nn.Module):
         return torch.cat(parts)
 
 
-def _convolution(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> list[nn.Module]:
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """What an encoder of texts expects and how large it is."""
+
+    length: int  # bytes of a text
+    width: int  # a quarter of the dimensions of a byte's embedding, and of the first convolution's channels
+
+
+class TextEncoder(Encoder):
+    """Embedded bytes, convolutions along them as an image encoder's, and the maximum over all places.
+
+    It reads what :func:`fastcl.data.text.to_bytes` gives, uint8 [B, 1, 1, length], which needs no normalisation.
+    """
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        nn.Module.__init__(self)
+        self.config: Any = config
+        widths = [config.width * times for times in (4, 4, 8, 8)]
+        self.bytes = nn.Embedding(256, widths[0], padding_idx=0)
+        layers: list[nn.Module] = []
+        for stage in range(len(widths) - 1):
+            layers += ([nn.MaxPool2d((1, 2))] if stage else []) + _convolution(
+                widths[stage], widths[stage + 1], kernel=(1, 5)
+            )
+        self.layers = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten())
+        self.dim = widths[-1]
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Embeds bytes [B, 1, 1, length] as [B, dim]."""
+        return self.layers(self.bytes(rows[:, 0].long()).permute(0, 3, 1, 2))  # type: ignore[no-any-return]
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """The bytes as they are."""
+        return images
+
+
+def _convolution(channels_in: int, channels_out: int, kernel: Kernel, stride: int = 1) -> list[nn.Module]:
+    padding = kernel // 2 if isinstance(kernel, int) else (kernel[0] // 2, kernel[1] // 2)
     return [
-        nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False),
+        nn.Conv2d(channels_in, channels_out, kernel, stride, padding, bias=False),
         nn.BatchNorm2d(channels_out),
         nn.ReLU(),
     ]

@@ -15,12 +15,17 @@ __all__ = [
     "MissingExtraError",
     "RunError",
     "UserError",
+    "extra",
     "require_run_extra",
     "run_extra",
 ]
 
-# What the extra `run` of pyproject.toml brings, by the names they are imported under.
-_RUN_EXTRA = ("jinja2", "matplotlib", "mlxtend", "PIL", "pydantic", "safetensors", "sklearn", "tomli")
+# What the extras of pyproject.toml bring, by the names they are imported under.
+_EXTRAS = {
+    "run": ("jinja2", "matplotlib", "mlxtend", "PIL", "pydantic", "safetensors", "sklearn", "tomli"),
+    "secure": ("cryptography",),
+    "text": ("regex",),
+}
 
 
 class UserError(RuntimeError):
@@ -48,7 +53,7 @@ class DivergedError(UserError):
 
 
 class MissingExtraError(UserError):
-    """A package of the extra ``run`` is not installed."""
+    """A package of an extra is not installed."""
 
 
 def require_run_extra() -> None:
@@ -57,23 +62,31 @@ def require_run_extra() -> None:
     Raises:
         MissingExtraError: names what is not installed.
     """
-    wanted = [name for name in _RUN_EXTRA if name != "tomli" or sys.version_info < (3, 11)]
+    wanted = [name for name in _EXTRAS["run"] if name != "tomli" or sys.version_info < (3, 11)]
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(f"this needs missing packages ({', '.join(missing)}): pip install 'fastcl[run]'")
 
 
 @contextlib.contextmanager
-def run_extra() -> Iterator[None]:
-    """Turns the absence of a package of the extra ``run`` into an error that says how to install it.
+def extra(name: str) -> Iterator[None]:
+    """Turns the absence of a package of an extra into an error that says how to install it.
+
+    Args:
+        name: of the extra.
 
     Raises:
-        MissingExtraError: where an import inside fails for one of those packages.
+        MissingExtraError: where an import inside fails for one of its packages.
     """
     try:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in _RUN_EXTRA:
+        if package not in _EXTRAS[name]:
             raise
-        raise MissingExtraError(f"this needs the package {package}: pip install 'fastcl[run]'") from error
+        raise MissingExtraError(f"this needs the package {package}: pip install 'fastcl[{name}]'") from error
+
+
+def run_extra() -> contextlib.AbstractContextManager[None]:
+    """:func:`extra` of ``run``."""
+    return extra("run")

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from fastcl.checkpoint import load_checkpoint, save_checkpoint
 from fastcl.config import RunConfig
-from fastcl.encoder import Encoder, EncoderConfig
+from fastcl.data.text import TextViews
+from fastcl.encoder import Encoder, EncoderConfig, TextEncoder, TextEncoderConfig
 from fastcl.errors import CheckpointError, ConfigError, DivergedError
 from fastcl.losses import NTXentLoss
-from fastcl.recipe import build_transform
+from fastcl.recipe import TextRecipe, build_text_transform, build_transform
+from fastcl.transforms import Compose
 
 __all__ = ["Pretraining", "image_statistics", "projection_head"]
 
@@ -40,6 +42,18 @@ def projection_head(dim: int, hidden: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out))
 
 
+def _views_and_encoder(images: Tensor, config: RunConfig) -> tuple[Compose | TextViews, Encoder]:
+    """What draws the views of batches, and an encoder of them, with new weights."""
+    if isinstance(config.recipe, TextRecipe):
+        length = images.shape[3]
+        views = TextViews(build_text_transform(config.recipe, config.seed), length)
+        return views, TextEncoder(TextEncoderConfig(length, config.width))
+    channels, size = images.shape[1:3]
+    mean, std = image_statistics(images)
+    transform = build_transform(config.recipe, size, mean, std, config.seed)
+    return transform, Encoder(EncoderConfig(channels, size, config.width, mean, std))
+
+
 class Pretraining:
     """Encoder, projection head, optimiser and position; every step follows from (config, images, position).
 
@@ -55,7 +69,8 @@ class Pretraining:
         """Starts at step 0.
 
         Args:
-            images: uint8 [N, C, H, W]. There are no labels here, and no held-out images.
+            images: uint8 [N, C, H, W], or texts [N, 1, 1, bytes] with a :class:`TextRecipe`. There are no labels here,
+                and no held-out images.
             config: of the run.
 
         Raises:
@@ -66,12 +81,9 @@ class Pretraining:
                 f"batch_size: expected at most the {len(images)} images to train on, got {config.batch_size}"
             )
         self._images, self._config = images, config
-        channels, size = images.shape[1:3]
-        mean, std = image_statistics(images)
-        self.transform = build_transform(config.recipe, size, mean, std, config.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.encoder = Encoder(EncoderConfig(channels, size, config.width, mean, std))
+            self.transform, self.encoder = _views_and_encoder(images, config)
             self._head = projection_head(self.encoder.dim, config.hidden, config.projection)
         self.encoder.to(memory_format=torch.channels_last)
         self._loss = NTXentLoss(config.temperature)
