@@ -1,4 +1,4 @@
-"""Small convolutional encoders, of images and of texts."""
+"""A small convolutional encoder of images, and one of texts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Encoder", "EncoderConfig", "TextEncoder", "TextEncoderConfig"]
 
 # Cells each way that the last feature map is pooled to: it matters where a stroke is, not only that it is there.
 _GRID = 3
-Kernel = int | tuple[int, int]
+_NGRAMS, _BUCKETS = (3, 4), 8192  # lengths, in bytes, and into how many rows of a table they are hashed
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ class TextEncoderConfig:
     """What an encoder of texts expects and how large it is."""
 
     length: int  # bytes of a text
-    width: int  # a quarter of the dimensions of a byte's embedding, and of the first convolution's channels
+    width: int  # an eighth of the dimensions of an n-gram's embedding
 
 
 class TextEncoder(Encoder):
-    """Embedded bytes, convolutions along them as an image encoder's, and the maximum over all places.
+    """The n-grams of a text's bytes, hashed and embedded (Bojanowski et al. 2017), their sum, and a layer on it.
 
     It reads what :func:`fastcl.data.text.to_bytes` gives, uint8 [B, 1, 1, length], which needs no normalisation.
     """
@@ -82,29 +82,44 @@ class TextEncoder(Encoder):
     def __init__(self, config: TextEncoderConfig) -> None:
         nn.Module.__init__(self)
         self.config: Any = config
-        widths = [config.width * times for times in (4, 4, 8, 8)]
-        self.bytes = nn.Embedding(256, widths[0], padding_idx=0)
-        layers: list[nn.Module] = []
-        for stage in range(len(widths) - 1):
-            layers += ([nn.MaxPool2d((1, 2))] if stage else []) + _convolution(
-                widths[stage], widths[stage + 1], kernel=(1, 5)
-            )
-        self.layers = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten())
-        self.dim = widths[-1]
+        dim = 8 * config.width
+        # Row 0 is for the places where no n-gram begins.
+        self.table = nn.EmbeddingBag(_BUCKETS + 1, dim, mode="sum", padding_idx=0)
+        # Small, so that steps of a learning rate that suits the layer move the table, too.
+        nn.init.normal_(self.table.weight, std=0.02)
+        with torch.no_grad():
+            self.table.weight[0] = 0
+        self.layers = nn.Sequential(nn.Linear(dim, 2 * dim, bias=False), nn.BatchNorm1d(2 * dim), nn.ReLU())
+        self.dim = 2 * dim
 
     def forward(self, rows: Tensor) -> Tensor:
         """Embeds bytes [B, 1, 1, length] as [B, dim]."""
-        return self.layers(self.bytes(rows[:, 0].long()).permute(0, 3, 1, 2))  # type: ignore[no-any-return]
+        buckets = self.buckets(rows)
+        count = (buckets != 0).sum(1, keepdim=True).clamp(min=1)
+        return self.layers(self.table(buckets) / count.sqrt())  # type: ignore[no-any-return]
+
+    @staticmethod
+    def buckets(rows: Tensor) -> Tensor:
+        """The rows of the table for every n-gram, int64 [B, n-grams]; 0 for none."""
+        letters = rows[:, 0, 0].long()
+        letters = letters + 32 * ((letters >= 65) & (letters <= 90))  # A to Z as a to z
+        length = letters.shape[1]
+        ahead = nn.functional.pad(letters, (1, max(_NGRAMS)))  # a text begins and ends like a word, with nothing
+        hashed, found = torch.zeros_like(letters), []
+        for n in range(1, max(_NGRAMS) + 1):
+            hashed = (hashed * 1_000_003 + ahead[:, n - 1 : n - 1 + length] + 1) % (1 << 31)
+            if n in _NGRAMS:
+                found.append(((hashed ^ (hashed >> 15)) % _BUCKETS + 1) * (letters != 0))
+        return torch.cat(found, dim=1)
 
     def normalize(self, images: Tensor) -> Tensor:
         """The bytes as they are."""
         return images
 
 
-def _convolution(channels_in: int, channels_out: int, kernel: Kernel, stride: int = 1) -> list[nn.Module]:
-    padding = kernel // 2 if isinstance(kernel, int) else (kernel[0] // 2, kernel[1] // 2)
+def _convolution(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> list[nn.Module]:
     return [
-        nn.Conv2d(channels_in, channels_out, kernel, stride, padding, bias=False),
+        nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False),
         nn.BatchNorm2d(channels_out),
         nn.ReLU(),
     ]

@@ -1,9 +1,10 @@
-"""How good embeddings are, judged with labels: k nearest neighbours and a linear probe on held-out images."""
+"""How good embeddings are, judged with labels: k nearest neighbours and a linear probe on held-out samples."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from fastcl.encoder import Encoder
 from fastcl.errors import run_extra
 
-__all__ = ["LinearProbe", "knn_predict", "latency_ms", "nearest"]
+__all__ = ["LinearProbe", "knn_predict", "latency_ms", "nearest", "tfidf"]
 
 Array = npt.NDArray[Any]
 
@@ -48,6 +49,23 @@ def nearest(train: Tensor, test: Tensor, k: int) -> Tensor:
     """Rows of the `k` embeddings of `train` most similar (cosine) to each of `test`, int64 [M, k], nearest first."""
     similarity = torch.from_numpy(_unit_rows(test)) @ torch.from_numpy(_unit_rows(train)).T
     return similarity.topk(min(k, len(train)), dim=1).indices
+
+
+def tfidf(train: Sequence[str], test: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """What an encoder of texts is held against: how often each word stands in a text, rare words counting more.
+
+    Args:
+        train: texts; their words are the columns.
+        test: texts.
+
+    Returns:
+        float32 [len(train), words] and [len(test), words].
+    """
+    with run_extra():
+        from sklearn.feature_extraction.text import TfidfVectorizer
+    model = TfidfVectorizer(sublinear_tf=True, max_features=10_000, token_pattern=r"\w+", dtype=np.float32)
+    rows = model.fit_transform(train).toarray(), model.transform(test).toarray()
+    return torch.from_numpy(rows[0]), torch.from_numpy(rows[1])
 
 
 class LinearProbe:

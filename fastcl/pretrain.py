@@ -58,6 +58,7 @@ class Pretraining:
     """Encoder, projection head, optimiser and position; every step follows from (config, images, position).
 
     Attributes:
+        kind: what it learns from, "images" or "texts".
         encoder: what is learnt.
         step: optimiser steps done.
         steps: optimiser steps in all.
@@ -81,6 +82,7 @@ class Pretraining:
                 f"batch_size: expected at most the {len(images)} images to train on, got {config.batch_size}"
             )
         self._images, self._config = images, config
+        self.kind = "texts" if isinstance(config.recipe, TextRecipe) else "images"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.transform, self.encoder = _views_and_encoder(images, config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import signal
 import sys
@@ -20,15 +21,16 @@ from fastcl import data
 from fastcl.checkpoint import load_checkpoint, save_encoder
 from fastcl.compress import to_int8
 from fastcl.config import RunConfig, changes, make_config, read_toml, to_toml
+from fastcl.data.text import from_bytes
 from fastcl.encoder import Encoder
 from fastcl.errors import ConfigError, DivergedError, RunError, run_extra
-from fastcl.evaluate import LinearProbe, accuracy, knn_predict, latency_ms
+from fastcl.evaluate import LinearProbe, accuracy, knn_predict, latency_ms, tfidf
 from fastcl.files import TEMPORARY, write_atomically
 from fastcl.pretrain import Pretraining
 from fastcl.progress import Reporter
 from fastcl.report import Evidence, write_report
 
-__all__ = ["FILES", "TIMINGS", "Interrupted", "run", "settings_of"]
+__all__ = ["BASELINES", "FILES", "TIMINGS", "Interrupted", "run", "settings_of"]
 
 FILES = {
     "config": "config.toml",
@@ -49,6 +51,9 @@ TIMINGS = (
     "int8_latency_ms_batch_1",
     "int8_latency_ms_batch_256",
 )
+
+# What the encoder is held against, by the kind of data; the metrics' names begin with it.
+BASELINES = {"images": "raw_pixels", "texts": "tfidf"}
 
 _LATENCY_BATCHES = (1, 256)
 
@@ -122,8 +127,7 @@ def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: 
     images = _load(config)
     reporter.note(_describe(images))
     training = Pretraining(images.train_images, config)  # all that pretraining ever sees
-    random_encoder = Encoder(training.encoder.config)
-    random_encoder.load_state_dict(training.encoder.state_dict())
+    random_encoder = copy.deepcopy(training.encoder)
     _begin(config, out, overwrite)
     environment = {"fastcl": fastcl.__version__, "torch": torch.__version__, "backends": fastcl.backends()}
     description = {"data": images.fingerprint(), **environment}
@@ -135,7 +139,7 @@ def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: 
     reporter.stage("evaluate")
     encoder = training.encoder.eval()
     trained, probe = _evaluate(config, images, encoder)
-    pixels, _ = _evaluate(config, images, None)
+    baseline, _ = _evaluate(config, images, None)
     untrained, _ = _evaluate(config, images, random_encoder)
 
     reporter.stage("compress to int8, evaluate again")
@@ -150,8 +154,8 @@ def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: 
         "int8_linear_probe_accuracy": compressed.probe,
         "random_encoder_knn_accuracy": untrained.knn,
         "random_encoder_linear_probe_accuracy": untrained.probe,
-        "raw_pixels_knn_accuracy": pixels.knn,
-        "raw_pixels_linear_probe_accuracy": pixels.probe,
+        f"{BASELINES[images.kind]}_knn_accuracy": baseline.knn,
+        f"{BASELINES[images.kind]}_linear_probe_accuracy": baseline.probe,
         "int8_cosine_similarity": torch.cosine_similarity(trained.test, compressed.test).mean().item(),
         "final_loss": training.recent_loss,
         "encoder_bytes": encoder_bytes,
@@ -194,6 +198,7 @@ def _load(config: RunConfig) -> data.Dataset:
             config.data,
             data_dir=config.data_dir,
             image_size=config.image_size,
+            text_length=config.text_length,
             limit=config.limit,
             allow_download=config.download,
         )
@@ -204,6 +209,11 @@ def _load(config: RunConfig) -> data.Dataset:
 def _describe(images: data.Dataset) -> str:
     channels, height, width = images.images.shape[1:]
     labels = f"{len(images.classes)} classes" if images.classes else "no labels"
+    if images.kind == "texts":
+        return (
+            f"{images.name}: {len(images.train):,} texts to learn from, {len(images.test):,} held out, "
+            f"{width} bytes at most, {labels}"
+        )
     return (
         f"{images.name}: {len(images.train):,} images to learn from, {len(images.test):,} held out, "
         f"{height}×{width}, {'grey' if channels == 1 else 'colour'}, {labels}"
@@ -239,11 +249,14 @@ def _pretrain(training: Pretraining, out: Path, description: dict[str, Any], rep
 def _evaluate(
     config: RunConfig, images: data.Dataset, encoder: Encoder | None, probe: LinearProbe | None = None
 ) -> tuple[_Evaluation, LinearProbe | None]:
-    """Judges an encoder, or the raw pixels, by the held-out images; with the probe given, or one of its own."""
-    train, test = (
-        part.flatten(1).float() / 255 if encoder is None else encoder.embed(part)
-        for part in (images.train_images, images.test_images)
-    )
+    """Judges an encoder, or the baseline, by the held-out images; with the probe given, or one of its own."""
+    parts = images.train_images, images.test_images
+    if encoder is not None:
+        train, test = map(encoder.embed, parts)
+    elif images.kind == "texts":
+        train, test = tfidf(*map(from_bytes, parts))
+    else:
+        train, test = (part.flatten(1).float() / 255 for part in parts)
     train_labels, test_labels = images.train_labels, images.test_labels
     if train_labels is None or test_labels is None:
         return _Evaluation(train, test), None

@@ -234,7 +234,9 @@ class TextTransform:
         raise NotImplementedError
 
     @overload
-    def __call__(self, texts: str, index: Any = None, epoch: int = 0, view: int = 0) -> str: ...
+    def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of them
+        self, texts: str, index: Any = None, epoch: int = 0, view: int = 0
+    ) -> str: ...
     @overload
     def __call__(self, texts: Sequence[str], index: Any = None, epoch: int = 0, view: int = 0) -> list[str]: ...
     def __call__(self, texts: Any, index: Any = None, epoch: int = 0, view: int = 0) -> Any:
@@ -537,7 +539,9 @@ class Compose:
         )
 
     @overload
-    def __call__(self, texts: str, index: Any = None, epoch: int = 0, view: int = 0) -> str: ...
+    def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of them
+        self, texts: str, index: Any = None, epoch: int = 0, view: int = 0
+    ) -> str: ...
     @overload
     def __call__(self, texts: Sequence[str], index: Any = None, epoch: int = 0, view: int = 0) -> list[str]: ...
     def __call__(self, texts: Any, index: Any = None, epoch: int = 0, view: int = 0) -> Any:
