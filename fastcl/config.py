@@ -23,11 +23,15 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: str = "digits"
-    """digits, mnist, fashion-mnist, a folder of images, text, or text:PATH."""
+    """digits, mnist, fashion-mnist, a folder of images, text, text:PATH, or secure:PATH."""
     data_dir: str | None = None
     """The folder of the IDX files of mnist and fashion-mnist."""
     download: bool = False
     """Fetch missing files of mnist and fashion-mnist."""
+    key_file: str | None = None
+    """The file with the key of secure:PATH; where the key is does not change what comes out."""
+    key_env: str | None = None
+    """The environment variable with that key, instead."""
     limit: Annotated[int, Field(ge=4)] | None = None
     """Use about so many images."""
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = None
@@ -125,4 +129,8 @@ def changes(before: RunConfig, after: RunConfig) -> list[str]:
         return settings | {f"recipe.{key}": value for key, value in settings.pop("recipe").items()}
 
     old, new = flat(before), flat(after)
-    return [f"{key}: {old.get(key)!r} before, {new[key]!r} now" for key in new if old.get(key) != new[key]]
+    return [
+        f"{key}: {old.get(key)!r} before, {new[key]!r} now"
+        for key in new
+        if old.get(key) != new[key] and not key.startswith("key_")
+    ]

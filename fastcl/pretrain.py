@@ -28,9 +28,13 @@ def image_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ..
     """Mean and standard deviation of each channel of uint8 images [N, C, H, W], on the scale 0 to 1."""
     # From the counts of the 256 values: exact, and without a copy in floating point.
     values = torch.arange(256, dtype=torch.float64) / 255
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+    for part in images.split(1024):
+        for row, channel in zip(counts, part.unbind(1), strict=True):
+            row += channel.flatten().bincount(minlength=256)
     means, stds = [], []
-    for channel in images.unbind(1):
-        share = channel.flatten().bincount(minlength=256).double() / channel.numel()
+    for count in counts:
+        share = count.double() / count.sum()
         mean = (share * values).sum()
         means.append(mean.item())
         stds.append(max((share * (values - mean) ** 2).sum().sqrt().item(), 1 / 255))

@@ -7,8 +7,9 @@ import copy
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,6 +22,7 @@ from fastcl import data
 from fastcl.checkpoint import load_checkpoint, save_encoder
 from fastcl.compress import to_int8
 from fastcl.config import RunConfig, changes, make_config, read_toml, to_toml
+from fastcl.data.secure import key_from_env, key_from_file
 from fastcl.data.text import from_bytes
 from fastcl.encoder import Encoder
 from fastcl.errors import ConfigError, DivergedError, RunError, run_extra
@@ -28,6 +30,7 @@ from fastcl.evaluate import LinearProbe, accuracy, knn_predict, latency_ms, tfid
 from fastcl.files import TEMPORARY, write_atomically
 from fastcl.pretrain import Pretraining
 from fastcl.progress import Reporter
+from fastcl.recipe import TextRecipe
 from fastcl.report import Evidence, write_report
 
 __all__ = ["BASELINES", "FILES", "TIMINGS", "Interrupted", "run", "settings_of"]
@@ -125,6 +128,8 @@ def run(
 def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: Reporter) -> dict[str, Any]:
     reporter.stage("load")
     images = _load(config)
+    if (images.kind == "texts") != isinstance(config.recipe, TextRecipe):
+        raise ConfigError(f"data: {config.data} holds {images.kind}, which its recipe is not for")
     reporter.note(_describe(images))
     training = Pretraining(images.train_images, config)  # all that pretraining ever sees
     random_encoder = copy.deepcopy(training.encoder)
@@ -201,9 +206,16 @@ def _load(config: RunConfig) -> data.Dataset:
             text_length=config.text_length,
             limit=config.limit,
             allow_download=config.download,
+            key=_key(config),
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _key(config: RunConfig) -> Callable[[], bytes] | None:
+    if config.key_file is not None:
+        return partial(key_from_file, config.key_file)
+    return None if config.key_env is None else partial(key_from_env, config.key_env)
 
 
 def _describe(images: data.Dataset) -> str:
@@ -256,7 +268,7 @@ def _evaluate(
     elif images.kind == "texts":
         train, test = tfidf(*map(from_bytes, parts))
     else:
-        train, test = (part.flatten(1).float() / 255 for part in parts)
+        train, test = (torch.cat([rows.flatten(1).float() / 255 for rows in part.split(1024)]) for part in parts)
     train_labels, test_labels = images.train_labels, images.test_labels
     if train_labels is None or test_labels is None:
         return _Evaluation(train, test), None

@@ -25,13 +25,14 @@ app.command()(info)
 try:
     with run_extra():
         from fastcl.cli.embed import embed
+        from fastcl.cli.encrypt import encrypt, rotate_key
         from fastcl.cli.preview import preview
         from fastcl.cli.run import run
-    for command in (run, embed, preview):
+    for command in (run, embed, preview, encrypt, rotate_key):
         app.command()(command)
 except MissingExtraError as error:
     _missing = error
-    for name in ("run", "embed", "preview"):
+    for name in ("run", "embed", "preview", "encrypt", "rotate-key"):
 
         @app.command(
             name,

@@ -44,13 +44,16 @@ def run(
     data: Annotated[
         str | None,
         _setting(
-            "data", "digits, mnist, fashion-mnist, a folder of images (subfolders are classes), text, or text:PATH."
+            "data",
+            "digits, mnist, fashion-mnist, a folder of images (subfolders: classes), text, text:PATH, secure:PATH.",
         ),
     ] = None,
     data_dir: Annotated[Path | None, _setting("data_dir", "Folder of the IDX files of mnist or fashion-mnist.")] = None,
     download: Annotated[
         bool | None, _setting("download", "Fetch missing files of mnist and fashion-mnist (torchvision).", "--download")
     ] = None,
+    key_file: Annotated[Path | None, _setting("key_file", "File with the key of secure:PATH.")] = None,
+    key_env: Annotated[str | None, _setting("key_env", "Environment variable with that key, instead.")] = None,
     limit: Annotated[int | None, _setting("limit", "Use about so many images.")] = None,
     image_size: Annotated[int | None, _setting("image_size", "Pixels of a folder's images. (default: 64)")] = None,
     text_length: Annotated[int | None, _setting("text_length", "Bytes of a text that are read.")] = None,

@@ -28,6 +28,7 @@ class Dataset:
     train: Tensor  # int64 [n_train], rows of images, ascending
     test: Tensor  # int64 [n_test], the other rows, ascending
     kind: str = "images"  # or "texts"
+    private: bool = False  # whether no sample may be written to disk in the clear, as in a report
 
     @property
     def train_images(self) -> Tensor:

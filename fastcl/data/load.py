@@ -8,12 +8,13 @@ import torch
 
 from fastcl.data import digits, folder, idx, text
 from fastcl.data.dataset import Dataset, stratified_split
+from fastcl.data.secure import Key, open_secure
 from fastcl.errors import DataError
 
 __all__ = ["NAMES", "load"]
 
 NAMES = ("digits", "mnist", "fashion-mnist")
-_TEXT = "text"
+_TEXT, _SECURE = "text", "secure"
 
 
 def load(
@@ -25,6 +26,7 @@ def load(
     text_length: int = 256,
     limit: int | None = None,
     allow_download: bool = False,
+    key: Key | None = None,
 ) -> Dataset:
     """Loads images with a fixed split into training and held-out images, stratified by class.
 
@@ -32,6 +34,7 @@ def load(
         name_or_path: ``"digits"`` (5,000 MNIST digits that come along), ``"mnist"``, ``"fashion-mnist"``, a folder
             of images, where subfolders are classes, ``"text"`` (paragraphs of Python's documentation), or
             ``"text:PATH"``: a text file, or a folder of .txt files, which are classes; each line is a text.
+            ``"secure:PATH"`` is a data set that :func:`fastcl.data.secure.encrypt` wrote, with its split.
         data_dir: where the IDX files of ``mnist`` and ``fashion-mnist`` lie; by default known places are looked at.
         image_size: height and width to which a folder's images are brought, in pixels; 64 if not given.
         test_fraction: the share of the images held out; ``mnist`` and ``fashion-mnist`` come with test images of
@@ -39,6 +42,7 @@ def load(
         text_length: bytes of a text that are read.
         limit: keep about so many images or texts, the same share of each class, before anything else.
         allow_download: fetch missing files of ``mnist`` and ``fashion-mnist`` with torchvision, into `data_dir`.
+        key: of a data set that is encrypted.
 
     Returns:
         The data set; always the same for the same arguments and files.
@@ -64,8 +68,12 @@ def load(
         data = Dataset(Path(name).resolve().name, images, folder_labels, classes, train, test)
     elif name.partition(":")[0] == _TEXT:
         data = _load_text(name, text_length, test_fraction)
+    elif name.partition(":")[0] == _SECURE:
+        if key is None:
+            raise DataError(f"{name}: expected a key: --key-file or --key-env")
+        data = open_secure(name.partition(":")[2], key)
     else:
-        raise DataError(f"{name}: expected {', '.join(NAMES)} or a folder of images; or text, or text:PATH")
+        raise DataError(f"{name}: expected {', '.join(NAMES)} or a folder of images; or text, text:PATH or secure:PATH")
     return data if limit is None else _limited(data, limit)
 
 
@@ -118,4 +126,5 @@ def _limited(data: Dataset, limit: int) -> Dataset:
         torch.arange(len(kept[0])),
         torch.arange(len(kept[0]), len(rows)),
         data.kind,
+        data.private,
     )

@@ -76,7 +76,7 @@ def _pictures(evidence: Evidence) -> dict[str, str]:
         "loss": figures.loss_curve(evidence.losses, evidence.steps_per_epoch),
         "map": figures.embedding_map(evidence.test, labels, data.classes),
     }
-    if isinstance(evidence.transform, Compose):
+    if isinstance(evidence.transform, Compose) and not data.private:
         pictures["views"] = figures.views(data.train_images, evidence.transform)
         pictures["neighbors"] = figures.neighbors(data, evidence.train, evidence.test)
     if labels is not None and evidence.predicted is not None:
@@ -86,7 +86,7 @@ def _pictures(evidence: Evidence) -> dict[str, str]:
 
 def _texts(evidence: Evidence) -> dict[str, Any]:
     """What stands in words instead."""
-    if isinstance(evidence.transform, Compose):
+    if isinstance(evidence.transform, Compose) or evidence.data.private:
         return {}
     return {
         "views": texts.views(evidence.data.train_images, evidence.transform),
