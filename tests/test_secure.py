@@ -397,6 +397,19 @@ def test_the_orders_of_many_keys_are_uniform():
     assert ((counts - 250) ** 2 / 250).sum() < 44.3
 
 
+def test_a_few_pairs_undo_scrambling_without_the_key():
+    """What the documentation warns of: whoever knows some images and what became of them restores all others."""
+    known, unseen = small(60).images, small(70).images[60:]
+    scramble = BlockScramble(KEY, 4)
+    before, after = known.flatten(1).T, scramble(known).flatten(1).T
+    source = [((before == row).all(1) | (before == 255 - row).all(1)).nonzero()[0].item() for row in after]
+    inverted = (before[source] != after).all(1)
+    hidden = scramble(unseen).flatten(1)
+    restored = torch.empty_like(hidden)
+    restored[:, source] = torch.where(inverted, 255 - hidden, hidden)
+    assert torch.equal(restored.reshape(unseen.shape), unseen)
+
+
 def test_scrambling_refuses():
     for call, message in (
         (lambda: BlockScramble(b"short"), "16 bytes at least"),

@@ -289,18 +289,17 @@ class SecureImages:
         nonce = _nonce(number)
         try:
             sealed = os.pread(self._file.descriptor, size + _TAG_BYTES, at)
-            content: bytes = self._cipher.decrypt(nonce, sealed, self._head + nonce)
+            return self._cipher.decrypt(nonce, sealed, self._head + nonce)  # type: ignore[no-any-return]
         except self._invalid as error:
             what = f"chunk {number - 1}" if number else "the description"
             raise DataError(f"{self._path / _DATA}: {what} was changed: it does not fit its authentication") from error
         except (OSError, ValueError) as error:
             raise DataError(f"{self._path / _DATA}: expected a file that can be read: {error}") from error
-        return content
 
     def _chunk(self, chunk: int) -> bytes:
-        stride = self._per_chunk * self._row_bytes + _TAG_BYTES
-        rows = min(self._per_chunk, self._count - chunk * self._per_chunk)
-        return self._decrypt(chunk + 1, self._start + chunk * stride, rows * self._row_bytes)
+        size = self._per_chunk * self._row_bytes
+        whole = min(size, self._count * self._row_bytes - chunk * size)  # the last one is smaller
+        return self._decrypt(chunk + 1, self._start + chunk * (size + _TAG_BYTES), whole)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -325,13 +324,14 @@ class SecureImages:
         numbers = torch.arange(len(self))[rows]
         wanted = (numbers if self._rows is None else self._rows[numbers]).tolist()
         out = torch.empty((len(wanted), *self.shape[1:]), dtype=torch.uint8)
-        target = out.view(len(wanted), self._row_bytes).numpy()
-        last, pixels = -1, np.empty((0, 0), dtype=np.uint8)
-        for place in np.argsort(wanted, kind="stable").tolist() if self._per_chunk > 1 else range(len(wanted)):
-            chunk, within = divmod(wanted[place], self._per_chunk)
+        size, per_chunk = self._row_bytes, self._per_chunk
+        target = out.view(-1).numpy().data
+        last, content = -1, b""
+        for place in range(len(wanted)) if per_chunk == 1 else np.argsort(wanted, kind="stable").tolist():
+            chunk, within = divmod(wanted[place], per_chunk)
             if chunk != last:
-                last, pixels = chunk, np.frombuffer(self._chunk(chunk), dtype=np.uint8).reshape(-1, self._row_bytes)
-            target[place] = pixels[within]
+                last, content = chunk, self._chunk(chunk)
+            target[place * size : (place + 1) * size] = content[within * size : (within + 1) * size]
         return out
 
     def split(self, size: int) -> Iterator[Tensor]:
