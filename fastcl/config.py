@@ -23,7 +23,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: str = "digits"
-    """digits, mnist, fashion-mnist, a folder of images, text, text:PATH, or secure:PATH."""
+    """digits, mnist, fashion-mnist, a folder of images, text, text:PATH, secure:PATH, or secure-text:PATH."""
     data_dir: str | None = None
     """The folder of the IDX files of mnist and fashion-mnist."""
     download: bool = False

@@ -87,7 +87,7 @@ PRESETS = {
 
 def preset(data: str) -> Recipe | TextRecipe:
     """The recipe that suits a data set by name; for a folder, one for photographs."""
-    if data.partition(":")[0] == "text":
+    if data.partition(":")[0] in ("text", "secure-text"):
         return TextRecipe()
     return PRESETS.get(data, _PHOTOS)
 

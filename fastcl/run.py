@@ -129,7 +129,9 @@ def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: 
     reporter.stage("load")
     images = _load(config)
     if (images.kind == "texts") != isinstance(config.recipe, TextRecipe):
-        raise ConfigError(f"data: {config.data} holds {images.kind}, which its recipe is not for")
+        raise ConfigError(
+            f"data: {config.data} holds {images.kind}; encrypted images are secure:PATH, texts are secure-text:PATH"
+        )
     reporter.note(_describe(images))
     training = Pretraining(images.train_images, config)  # all that pretraining ever sees
     random_encoder = copy.deepcopy(training.encoder)
@@ -266,7 +268,7 @@ def _evaluate(
     if encoder is not None:
         train, test = map(encoder.embed, parts)
     elif images.kind == "texts":
-        train, test = tfidf(*map(from_bytes, parts))
+        train, test = tfidf(*(from_bytes(part[:]) for part in parts))
     else:
         train, test = (torch.cat([rows.flatten(1).float() / 255 for rows in part.split(1024)]) for part in parts)
     train_labels, test_labels = images.train_labels, images.test_labels

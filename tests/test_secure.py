@@ -274,7 +274,6 @@ def test_same_batches_and_same_metrics_as_plain(tmp_path: Path):
     from run_helpers import TINY, lasting_metrics
 
     from fastcl.config import make_config
-    from fastcl.errors import ConfigError
     from fastcl.pretrain import Pretraining
     from fastcl.run import run
 
@@ -308,10 +307,30 @@ def test_same_batches_and_same_metrics_as_plain(tmp_path: Path):
         del os.environ["MY_SAFE_KEY"]
     training = Pretraining(secure.open_secure(tmp_path / "safe", KEY).train_images, config)
     assert [training._train_step()] == [Pretraining(plain.train_images, make_config(TINY))._train_step()]
-    texts = Dataset("t", plain.images, None, (), plain.train, plain.test, "texts")
-    secure.encrypt(texts, tmp_path / "texts", KEY)
-    with pytest.raises(ConfigError, match="holds texts"):
-        run(config.model_copy(update={"data": f"secure:{tmp_path / 'texts'}"}), tmp_path / "out2")
+
+
+def test_encrypted_texts(tmp_path: Path):
+    for package in ("pydantic", "safetensors", "sklearn", "matplotlib", "jinja2", "regex"):
+        pytest.importorskip(package)
+    from run_helpers import lasting_metrics
+
+    from fastcl.config import make_config
+    from fastcl.data.text import from_bytes
+    from fastcl.errors import ConfigError
+    from fastcl.run import run
+
+    plain = load("text", text_length=64, limit=300)
+    secure.encrypt(plain, tmp_path / "safe", KEY)
+    (tmp_path / "my.key").write_bytes(KEY)
+    settings = {"epochs": 1, "width": 4, "batch_size": 64, "threads": 1, "key_file": str(tmp_path / "my.key")}
+    with pytest.raises(ConfigError, match="texts are secure-text:PATH"):
+        run(make_config(settings | {"data": f"secure:{tmp_path / 'safe'}"}), tmp_path / "out")
+    run(make_config(settings | {"data": f"secure-text:{tmp_path / 'safe'}"}), tmp_path / "out", overwrite=True)
+    run(make_config(settings | {"data": "text", "text_length": 64, "limit": 300}), tmp_path / "plain")
+    assert lasting_metrics(tmp_path / "out") == lasting_metrics(tmp_path / "plain")
+    report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "no text is shown here" in report
+    assert not any(text[:30] in report for text in from_bytes(plain.images))
 
 
 def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -17,14 +17,14 @@ KeyEnv = Annotated[str | None, typer.Option(help="Environment variable with the 
 
 def encrypt(
     out: Annotated[Path, typer.Option("--out", help="The folder to write; it must not exist.")],
-    data: Annotated[str, typer.Option(help="digits, mnist, fashion-mnist, or a folder of images.")],
+    data: Annotated[str, typer.Option(help="digits, mnist, fashion-mnist, a folder of images, text, or text:PATH.")],
     key_file: KeyFile = None,
     key_env: KeyEnv = None,
     create_key: Annotated[bool, typer.Option("--create-key", help="Write a new key into --key-file first.")] = False,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the IDX files of mnist or fashion-mnist.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels of a folder's images. (default: 64)")] = None,
 ) -> None:
-    """Encrypt a data set (AES-256-GCM), to be read by `fastcl run --data secure:OUT`."""
+    """Encrypt a data set (AES-256-GCM), to be read by `fastcl run --data secure:OUT` (texts: secure-text:OUT)."""
     require_run_extra()
     from fastcl.data import load, secure
 

@@ -46,6 +46,8 @@ def preview(
     settings = make_config(read_toml(config) if config else {"data": data}, flags)
     if not isinstance(settings.recipe, Recipe):
         raise ConfigError("preview draws images; the report of `fastcl run` shows the views of texts")
+    if settings.data.startswith("secure:"):
+        raise ConfigError("preview writes images in the clear, and draws no encrypted ones")
     train = load(settings.data, data_dir=settings.data_dir, image_size=settings.image_size).train_images
     transform = build_transform(settings.recipe, train.shape[2], *image_statistics(train), settings.seed)
     rows = np.linspace(0, len(train) - 1, min(images, len(train))).astype(int)

@@ -45,7 +45,7 @@ def run(
         str | None,
         _setting(
             "data",
-            "digits, mnist, fashion-mnist, a folder of images (subfolders: classes), text, text:PATH, secure:PATH.",
+            "digits, mnist, fashion-mnist, a folder of images (subfolders: classes), text[:PATH], secure[-text]:PATH.",
         ),
     ] = None,
     data_dir: Annotated[Path | None, _setting("data_dir", "Folder of the IDX files of mnist or fashion-mnist.")] = None,

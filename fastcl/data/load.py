@@ -14,7 +14,7 @@ from fastcl.errors import DataError
 __all__ = ["NAMES", "load"]
 
 NAMES = ("digits", "mnist", "fashion-mnist")
-_TEXT, _SECURE = "text", "secure"
+_TEXT, _SECURE = "text", ("secure", "secure-text")
 
 
 def load(
@@ -34,7 +34,8 @@ def load(
         name_or_path: ``"digits"`` (5,000 MNIST digits that come along), ``"mnist"``, ``"fashion-mnist"``, a folder
             of images, where subfolders are classes, ``"text"`` (paragraphs of Python's documentation), or
             ``"text:PATH"``: a text file, or a folder of .txt files, which are classes; each line is a text.
-            ``"secure:PATH"`` is a data set that :func:`fastcl.data.secure.encrypt` wrote, with its split.
+            ``"secure:PATH"`` are images that :func:`fastcl.data.secure.encrypt` wrote, with their split, and
+            ``"secure-text:PATH"`` texts.
         data_dir: where the IDX files of ``mnist`` and ``fashion-mnist`` lie; by default known places are looked at.
         image_size: height and width to which a folder's images are brought, in pixels; 64 if not given.
         test_fraction: the share of the images held out; ``mnist`` and ``fashion-mnist`` come with test images of
@@ -68,12 +69,15 @@ def load(
         data = Dataset(Path(name).resolve().name, images, folder_labels, classes, train, test)
     elif name.partition(":")[0] == _TEXT:
         data = _load_text(name, text_length, test_fraction)
-    elif name.partition(":")[0] == _SECURE:
+    elif name.partition(":")[0] in _SECURE:
         if key is None:
             raise DataError(f"{name}: expected a key: --key-file or --key-env")
         data = open_secure(name.partition(":")[2], key)
     else:
-        raise DataError(f"{name}: expected {', '.join(NAMES)} or a folder of images; or text, text:PATH or secure:PATH")
+        raise DataError(
+            f"{name}: expected {', '.join(NAMES)} or a folder of images; or text, text:PATH, secure:PATH, "
+            "secure-text:PATH"
+        )
     return data if limit is None else _limited(data, limit)
 
 
