@@ -94,11 +94,11 @@ def test_a_transform_does_not_shift_anothers_draws():
 def test_the_draws_are_philox_and_stay():
     """The stream is part of what a seed means: it must never change."""
     draws = T.Draws(seed=-1, epoch=5, view=2, index=9).part(0)
-    first = draws.uniform(3)
+    first = draws.uniform(3).tolist()
     key = np.array([2**64 - 1, 2 << 32 | 5], dtype=np.uint64)
     raw = np.random.Philox(key=key, counter=np.array([0, 0, 1, 9], dtype=np.uint64)).random_raw(8)
     assert first == [float(bits >> np.uint64(11)) * 2.0**-53 for bits in raw[:3]]
-    assert draws.uniform(1) == [float(raw[4] >> np.uint64(11)) * 2.0**-53]  # a call begins a block of four
+    assert draws.uniform(1).tolist() == [float(raw[4] >> np.uint64(11)) * 2.0**-53]  # a call begins a block of four
 
 
 @pytest.mark.parametrize("name", ["char_swap", "char_delete", "typo", "word_order", "word_delete", "word_crop"])

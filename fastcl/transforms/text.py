@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, overload
 
 import numpy as np
@@ -79,12 +79,14 @@ def _graphemes(text: str) -> tuple[str, ...]:
     return tuple(regex.findall(r"\X", text))
 
 
-def _words(text: str) -> list[list[str]]:
+def _words(text: str) -> list[Sequence[str]]:
     """The text in turns of words and of the white space around them, each as its grapheme clusters."""
+    if text.isascii() and "\r" not in text:
+        return re.findall(r"\s+|\S+", text)
     return [list(run) for _, run in groupby(graphemes(text), str.isspace)]
 
 
-def _is_word(run: list[str]) -> bool:
+def _is_word(run: Sequence[str]) -> bool:
     return not run[0].isspace()
 
 
@@ -93,6 +95,10 @@ def _joined(clusters: Iterable[str], otherwise: str) -> str:
     wanted = list(clusters)
     text = "".join(wanted)
     return text if text.isascii() or graphemes(text) == wanted else otherwise
+
+
+def _joined_runs(runs: Sequence[Sequence[str]], otherwise: str) -> str:
+    return _joined(chain.from_iterable(runs), otherwise)
 
 
 def _turkic(locale: str | None) -> bool:
@@ -198,7 +204,7 @@ class Draws:
         other._index, other._path, other._used = index, path % 2**64, 0
         return other
 
-    def uniform(self, count: int) -> list[float]:
+    def uniform(self, count: int) -> npt.NDArray[np.float64]:
         """The next `count` numbers, in [0, 1)."""
         counter = np.array([self._used, 0, self._path, self._index % 2**64], dtype=np.uint64)
         self._philox.state = {
@@ -211,8 +217,13 @@ class Draws:
         }
         self._used += -(-count // 4)
         bits: npt.NDArray[np.uint64] = self._philox.random_raw(count)
-        numbers: list[float] = ((bits >> np.uint64(11)) * 2.0**-53).tolist()
+        numbers: npt.NDArray[np.float64] = (bits >> np.uint64(11)) * 2.0**-53
         return numbers
+
+    def happen(self, count: int, p: float) -> list[int]:
+        """Which of `count` things happen that have the probability `p` each."""
+        places: list[int] = np.flatnonzero(self.uniform(count) < p).tolist()
+        return places
 
 
 # ----------------------------------------------------------------------------------------------------------- transforms
@@ -295,12 +306,12 @@ class RandomCharSwap(TextTransform):
     def change(self, text: str, draws: Draws) -> str:
         """See :meth:`TextTransform.change`."""
         clusters = graphemes(text)
-        swapped = list(clusters)
-        skip = False  # a character that has just moved stays
-        for place, drawn in enumerate(draws.uniform(max(0, len(clusters) - 1))):
-            skip = not skip and drawn < self.p and not any(c.isspace() for c in clusters[place : place + 2])
-            if skip:
-                swapped[place : place + 2] = clusters[place + 1], clusters[place]
+        swapped, last = list(clusters), -2
+        for place in draws.happen(max(0, len(clusters) - 1), self.p):
+            one, other = clusters[place], clusters[place + 1]
+            if place > last + 1 and not one.isspace() and not other.isspace():  # what has just moved stays
+                swapped[place : place + 2] = other, one
+                last = place
         return _joined(swapped, text)
 
 
@@ -326,11 +337,10 @@ class RandomTypo(TextTransform):
     def change(self, text: str, draws: Draws) -> str:
         """See :meth:`TextTransform.change`."""
         clusters = graphemes(text)
-        drawn = draws.uniform(2 * len(clusters))
+        places, which = draws.happen(len(clusters), self.p), draws.uniform(len(clusters))
         typed = list(clusters)
-        for place, cluster in enumerate(clusters):
-            if drawn[place] < self.p:
-                typed[place] = self._mistyped(cluster, drawn[len(clusters) + place])
+        for place in places:
+            typed[place] = self._mistyped(clusters[place], which[place])
         return _joined(typed, text)
 
     def _mistyped(self, cluster: str, drawn: float) -> str:
@@ -364,8 +374,10 @@ class RandomCharDelete(TextTransform):
     def change(self, text: str, draws: Draws) -> str:
         """See :meth:`TextTransform.change`."""
         clusters = graphemes(text)
-        drawn = draws.uniform(len(clusters))
-        kept = [c for c, u in zip(clusters, drawn, strict=True) if u >= self.p or c.isspace()]
+        gone = {place for place in draws.happen(len(clusters), self.p) if not clusters[place].isspace()}
+        if not gone:
+            return text
+        kept = [cluster for place, cluster in enumerate(clusters) if place not in gone]
         return _joined(kept, text) if any(not c.isspace() for c in kept) else text
 
 
@@ -379,14 +391,14 @@ class RandomWordDelete(TextTransform):
         """See :meth:`TextTransform.change`."""
         runs = _words(text)
         words = [place for place, run in enumerate(runs) if _is_word(run)]
-        gone = {place for place, u in zip(words, draws.uniform(len(words)), strict=True) if u < self.p}
-        if len(gone) == len(words):
+        gone = {words[number] for number in draws.happen(len(words), self.p)}
+        if not gone or len(gone) == len(words):
             return text
         kept = [run for place, run in enumerate(runs) if place not in gone and (_is_word(run) or place - 1 not in gone)]
         # Where the last words are gone, so is the white space before them.
-        if gone and not _is_word(kept[-1]) and _is_word(runs[-1]):
+        if not _is_word(kept[-1]) and _is_word(runs[-1]):
             kept.pop()
-        return _joined((c for run in kept for c in run), text)
+        return _joined_runs(kept, text)
 
 
 class RandomWordOrder(TextTransform):
@@ -409,7 +421,7 @@ class RandomWordOrder(TextTransform):
         shuffled = list(runs)
         for place, source in zip(places, order, strict=True):
             shuffled[place] = runs[places[source]]
-        return _joined((c for run in shuffled for c in run), text)
+        return _joined_runs(shuffled, text)
 
 
 class RandomWordCrop(TextTransform):
@@ -435,7 +447,7 @@ class RandomWordCrop(TextTransform):
             return text
         first = int(start * (len(places) - count + 1))
         kept = runs[places[first] : places[first + count - 1] + 1]
-        return _joined((c for run in kept for c in run), text)
+        return _joined_runs(kept, text)
 
 
 class RandomSynonym(TextTransform):
@@ -464,13 +476,13 @@ class RandomSynonym(TextTransform):
     def change(self, text: str, draws: Draws) -> str:
         """See :meth:`TextTransform.change`."""
         runs = _words(text)
-        drawn = draws.uniform(2 * len(runs))
-        clusters: list[str] = []
-        for place, run in enumerate(runs):
-            clusters += self._replaced(run, drawn[len(runs) + place]) if drawn[place] < self.p else run
-        return _joined(clusters, text)
+        places, which = draws.happen(len(runs), self.p), draws.uniform(len(runs))
+        replaced = list(runs)
+        for place in places:
+            replaced[place] = self._replaced(runs[place], which[place])
+        return _joined_runs(replaced, text)
 
-    def _replaced(self, run: list[str], drawn: float) -> list[str]:
+    def _replaced(self, run: Sequence[str], drawn: float) -> Sequence[str]:
         inner = [place for place, cluster in enumerate(run) if cluster[0].isalnum()]
         if not inner:
             return run
