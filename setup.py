@@ -15,6 +15,7 @@ CSRC = Path("csrc")
 CHOICES = ("auto", "reference", "cpu", "cuda")
 # The oldest torch whose stable ABI the binary uses: one build serves this torch and every later one.
 TORCH_TARGET = "0x020d000000000000"
+CUDA_ARCHITECTURES = "7.5 8.0 8.6 8.9 9.0 10.0 12.0+PTX"
 
 
 def sources(pattern: str) -> list[str]:
@@ -47,7 +48,7 @@ def extension_arguments() -> dict:
         print("fastcl: no C++ compiler found, building no native kernels; fastcl will run its PyTorch reference")
         return {}
     try:
-        from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError:
         print("fastcl: torch is not installed where the build runs, building no native kernels")
         return {}
@@ -56,6 +57,7 @@ def extension_arguments() -> dict:
         raise SystemExit("FASTCL_BUILD=cuda: " + ("no CUDA sources in csrc/" if cuda else "CUDA_HOME names no toolkit"))
     with_cuda = bool(cuda and kernels) and choice != "cpu"
     print(f"fastcl: building C++ kernels with {compiler}" + (f" and CUDA kernels with {cuda}" if with_cuda else ""))
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)  # else what GPUs this machine happens to have
     windows = os.name == "nt"
     flags = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
     # No contraction: where a fused multiply-add is meant the source says so, and every compiler gives the same bits.
@@ -66,11 +68,18 @@ def extension_arguments() -> dict:
     )
     # g++ 12 sees uninitialised values inside its own AVX-512 headers (GCC bug 105593).
     cxx += [] if windows else ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
-    extension = (CUDAExtension if with_cuda else CppExtension)(
+    # With CUDA it is a CppExtension all the same: a CUDAExtension needs torch's CUDA libraries to load, this one loads
+    # beside a CPU-only torch too. The runtime is linked in.
+    cuda_parts = {
+        "include_dirs": [str(ROOT / CSRC), f"{cuda}/include"],
+        "library_dirs": [f"{cuda}/lib64", f"{cuda}/lib"],
+        "libraries": ["cudart_static", *([] if windows else ["dl", "rt", "pthread"])],
+    }
+    extension = CppExtension(
         "fastcl._C",
         [path for path in sources("*.cpp") if with_cuda or not path.endswith("_cuda_ops.cpp")]
         + (kernels if with_cuda else []),
-        include_dirs=[str(ROOT / CSRC)],
+        **(cuda_parts if with_cuda else {"include_dirs": [str(ROOT / CSRC)]}),
         extra_compile_args={"cxx": flags + cxx, "nvcc": [*flags, "-std=c++20", "-O3", "-fmad=false"]},
         depends=sources("*.h"),
         py_limited_api=True,

@@ -13,12 +13,19 @@ from typing import Any
 
 from torch import Tensor
 
-from fastcl.compress import to_int8
+from fastcl.compress.int8 import to_int8
 from fastcl.encoder import Encoder, EncoderConfig, TextEncoder, TextEncoderConfig
 from fastcl.errors import CheckpointError
 from fastcl.files import pack_tensors, read_tensors, write_atomically
 
-__all__ = ["load_checkpoint", "load_encoder", "save_checkpoint", "save_encoder"]
+__all__ = [
+    "encoder_origin",
+    "load_checkpoint",
+    "load_encoder",
+    "pack_encoder",
+    "save_checkpoint",
+    "save_encoder",
+]
 
 _CHECKPOINT = "fastcl-checkpoint-1"
 _ENCODER = "fastcl-encoder-1"
@@ -51,11 +58,35 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, header
 
 
-def save_encoder(encoder: Encoder, path: Path, kind: str) -> int:
-    """Writes an encoder of kind ``"float"`` or ``"int8"``; returns the size of the file in bytes."""
-    data = pack_tensors(encoder.state_dict(), {"format": _ENCODER, "kind": kind, "config": asdict(encoder.config)})
+def save_encoder(encoder: Encoder, path: Path, kind: str, origin: Mapping[str, Any] | None = None) -> int:
+    """Writes an encoder of kind ``"float"`` or ``"int8"``; returns the size of the file in bytes.
+
+    Args:
+        encoder: what to keep.
+        path: the file, which is replaced in one step.
+        kind: ``"float"`` or ``"int8"``.
+        origin: what it was made from, for :func:`encoder_origin`; can be written as JSON.
+    """
+    data = pack_encoder(encoder, kind, origin)
     write_atomically(path, data)
     return len(data)
+
+
+def pack_encoder(encoder: Encoder, kind: str, origin: Mapping[str, Any] | None = None) -> bytes:
+    """What :func:`save_encoder` writes."""
+    config = {key: value for key, value in asdict(encoder.config).items() if value is not None}
+    header = {"format": _ENCODER, "kind": kind, "config": config}
+    return pack_tensors(encoder.state_dict(), header | ({"origin": origin} if origin else {}))
+
+
+def encoder_origin(path: Path) -> dict[str, Any]:
+    """What :func:`save_encoder` was told of where the encoder came from.
+
+    Raises:
+        CheckpointError: for a file that is missing, damaged or no encoder.
+    """
+    origin: dict[str, Any] = read_tensors(path, _ENCODER)[1].get("origin", {})
+    return origin
 
 
 def load_encoder(path: Path) -> tuple[Encoder, str]:
@@ -66,7 +97,10 @@ def load_encoder(path: Path) -> tuple[Encoder, str]:
     """
     tensors, header = read_tensors(path, _ENCODER)
     try:
-        fields = header["config"]
+        # JSON has lists for tuples.
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in header["config"].items()
+        }
         encoder, kind = _build(fields), header["kind"]
         if kind == "int8":
             encoder = to_int8(encoder)
@@ -79,7 +113,7 @@ def load_encoder(path: Path) -> tuple[Encoder, str]:
 def _build(fields: dict[str, Any]) -> Encoder:
     if "length" in fields:
         return TextEncoder(TextEncoderConfig(**fields))
-    return Encoder(EncoderConfig(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])}))
+    return Encoder(EncoderConfig(**fields))
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

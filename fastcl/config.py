@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -55,6 +55,10 @@ class RunConfig(BaseModel):
     """k of the k-NN evaluation."""
     probe_c: Annotated[float, Field(gt=0)] = 0.1
     """Inverse regularisation of the linear probe."""
+    ladder: Literal["none", "student", "full"] = "student"
+    """Smaller encoders made at the end: none, an int8 student of half the width, or the whole ladder."""
+    distill_epochs: Annotated[int, Field(ge=1)] = 10
+    """Epochs in which each of them learns from the encoder."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     threads: Annotated[int, Field(ge=1)] | None = None
     """Threads of PyTorch and BLAS; all cores if not given."""

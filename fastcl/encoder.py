@@ -22,9 +22,10 @@ class EncoderConfig:
 
     channels: int  # of the images: 1 for grey, 3 for RGB
     image_size: int  # height and width of the images, in pixels
-    width: int  # channels of the first convolution
+    width: int  # channels of the first convolution; the later ones have 2, 4 and 8 times as many
     mean: tuple[float, ...]  # of the training images on the scale 0 to 1, one for each channel
     std: tuple[float, ...]
+    widths: tuple[int, ...] | None = None  # channels of each convolution, where they are others (a pruned encoder)
 
 
 class Encoder(nn.Module):
@@ -37,7 +38,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         halvings = max(2, round(math.log2(config.image_size / 7)))
-        widths = [min(config.width * 2**stage, config.width * 8) for stage in range(halvings + 1)]
+        widths = config.widths or [config.width * min(2**stage, 8) for stage in range(halvings + 1)]
+        if len(widths) != halvings + 1:
+            raise ValueError(f"Encoder: widths must have {halvings + 1} numbers, got {len(widths)}")
         layers = _convolution(config.channels, widths[0], kernel=5, stride=2)
         for stage in range(halvings):
             layers += ([nn.MaxPool2d(2)] if stage else []) + _convolution(widths[stage], widths[stage + 1], kernel=3)
@@ -52,6 +55,10 @@ class Encoder(nn.Module):
         """What the encoder expects of uint8 images [B, C, H, W]: float32, (image / 255 − mean) / std by channel."""
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.config.mean, self.config.std))
         return (images.float() / 255 - mean) / std
+
+    def from_pixels(self) -> nn.Module:
+        """A model of this encoder that takes uint8 images [B, C, H, W]; weights are shared."""
+        return _FromPixels(self)
 
     @torch.no_grad()
     def embed(self, images: Tensor, batch_size: int = 256) -> Tensor:
@@ -115,6 +122,15 @@ class TextEncoder(Encoder):
     def normalize(self, images: Tensor) -> Tensor:
         """The bytes as they are."""
         return images
+
+
+class _FromPixels(nn.Module):
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.encoder(self.encoder.normalize(images))  # type: ignore[no-any-return]
 
 
 def _convolution(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> list[nn.Module]:

@@ -25,6 +25,8 @@ _EXTRAS = {
     "run": ("jinja2", "matplotlib", "mlxtend", "PIL", "pydantic", "safetensors", "sklearn", "tomli"),
     "secure": ("cryptography",),
     "text": ("regex",),
+    "compress": ("torch_pruning",),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
 }
 
 
@@ -53,7 +55,7 @@ class DivergedError(UserError):
 
 
 class MissingExtraError(UserError):
-    """A package of an extra is not installed."""
+    """A package of one of fastcl's extras is not installed."""
 
 
 def require_run_extra() -> None:
@@ -73,7 +75,7 @@ def extra(name: str) -> Iterator[None]:
     """Turns the absence of a package of an extra into an error that says how to install it.
 
     Args:
-        name: of the extra.
+        name: of the extra, as in ``fastcl[name]``.
 
     Raises:
         MissingExtraError: where an import inside fails for one of its packages.
@@ -88,5 +90,5 @@ def extra(name: str) -> Iterator[None]:
 
 
 def run_extra() -> contextlib.AbstractContextManager[None]:
-    """:func:`extra` of ``run``."""
+    """:func:`extra` for the extra ``run``."""
     return extra("run")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastcl.data import Dataset
+from fastcl.data.text import from_bytes
 from fastcl.encoder import Encoder
 from fastcl.errors import run_extra
 
-__all__ = ["LinearProbe", "knn_predict", "latency_ms", "nearest", "tfidf"]
+__all__ = [
+    "Evaluation",
+    "LinearProbe",
+    "evaluate",
+    "knn_predict",
+    "latency_ms",
+    "nearest",
+    "neighbor_agreement",
+    "tfidf",
+]
 
 Array = npt.NDArray[Any]
 
@@ -95,6 +107,68 @@ class LinearProbe:
 def accuracy(predicted: Array, labels: Tensor) -> float:
     """The share of right predictions."""
     return float(np.mean(predicted == labels.numpy()))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a set of embeddings achieves; no accuracies without labels."""
+
+    train: Tensor  # embeddings of the training images, [N, dim]
+    test: Tensor  # of the held-out images, [M, dim]
+    knn: float | None = None
+    linear_probe: float | None = None
+    predicted: Any = None  # classes of the held-out images by the probe, int64 [M]
+    probe: LinearProbe | None = None
+
+
+def evaluate(
+    images: Dataset, encoder: Encoder | None, neighbors: int, probe_c: float, probe: LinearProbe | None = None
+) -> Evaluation:
+    """Judges an encoder, or where it is None the raw pixels (TF-IDF of texts), by the held-out images.
+
+    Args:
+        images: of the run.
+        encoder: float or int8.
+        neighbors: k of the k-NN evaluation.
+        probe_c: inverse regularisation of the linear probe.
+        probe: to judge by, fitted to other embeddings of the same space; by default one fitted to these.
+    """
+    parts = images.train_images, images.test_images
+    if encoder is not None:
+        train, test = map(encoder.embed, parts)
+    elif images.kind == "texts":
+        train, test = tfidf(*(from_bytes(part[:]) for part in parts))
+    else:
+        train, test = (torch.cat([rows.flatten(1).float() / 255 for rows in part.split(1024)]) for part in parts)
+    train_labels, test_labels = images.train_labels, images.test_labels
+    if train_labels is None or test_labels is None:
+        return Evaluation(train, test)
+    probe = probe or LinearProbe(train, train_labels, probe_c)
+    predicted = probe.predict(test)
+    knn = accuracy(knn_predict(train, train_labels, test, neighbors), test_labels)
+    return Evaluation(train, test, knn, accuracy(predicted, test_labels), predicted, probe)
+
+
+def neighbor_agreement(first: Tensor, second: Tensor, k: int = 10, images: int = 2000) -> float:
+    """How alike two encoders find images: the shared part of each image's `k` nearest others (cosine); needs no labels.
+
+    Args:
+        first: embeddings [N, dim] by the one.
+        second: of the same images by the other, [N, any dim].
+        k: neighbours of an image.
+        images: so many of the N are used at most, evenly spaced.
+
+    Returns:
+        From 0 to 1, where 1 is the same neighbours for every image.
+    """
+    rows = torch.linspace(0, len(first) - 1, min(images, len(first))).long()
+    k = min(k, len(rows) - 1)
+    shared = torch.zeros(len(rows), len(rows), dtype=torch.int8)
+    for embeddings in (first, second):
+        units = torch.nn.functional.normalize(embeddings[rows].double(), dim=1)
+        found = (units @ units.T).fill_diagonal_(-2).topk(k, dim=1).indices
+        shared.scatter_add_(1, found, torch.ones_like(found, dtype=torch.int8))
+    return (shared == 2).sum().item() / (len(rows) * k)
 
 
 def latency_ms(encoder: Encoder, images: Tensor, batch_size: int, repeats: int = 20, seconds: float = 3.0) -> float:

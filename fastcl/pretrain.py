@@ -8,18 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastcl.checkpoint import load_checkpoint, save_checkpoint
 from fastcl.config import RunConfig
+from fastcl.data import Loader
 from fastcl.data.text import TextViews
 from fastcl.encoder import Encoder, EncoderConfig, TextEncoder, TextEncoderConfig
 from fastcl.errors import CheckpointError, ConfigError, DivergedError
 from fastcl.losses import NTXentLoss
 from fastcl.recipe import TextRecipe, build_text_transform, build_transform
-from fastcl.transforms import Compose
+from fastcl.transforms import Compose, MultiViewTransform
 
 __all__ = ["Pretraining", "image_statistics", "projection_head"]
 
@@ -46,7 +46,7 @@ def projection_head(dim: int, hidden: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out))
 
 
-def _views_and_encoder(images: Tensor, config: RunConfig) -> tuple[Compose | TextViews, Encoder]:
+def _transform_and_encoder(images: Tensor, config: RunConfig) -> tuple[Compose | TextViews, Encoder]:
     """What draws the views of batches, and an encoder of them, with new weights."""
     if isinstance(config.recipe, TextRecipe):
         length = images.shape[3]
@@ -85,19 +85,22 @@ class Pretraining:
             raise ConfigError(
                 f"batch_size: expected at most the {len(images)} images to train on, got {config.batch_size}"
             )
-        self._images, self._config = images, config
+        self._config = config
         self.kind = "texts" if isinstance(config.recipe, TextRecipe) else "images"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.transform, self.encoder = _views_and_encoder(images, config)
+            self.transform, self.encoder = _transform_and_encoder(images, config)
             self._head = projection_head(self.encoder.dim, config.hidden, config.projection)
+        views = MultiViewTransform([(self.transform, 2)]) if isinstance(self.transform, Compose) else self.transform.two
+        # Nothing ahead of its use: training on the CPU has use for every core.
+        self._loader = Loader(images, views, config.batch_size, True, drop_last=True, seed=config.seed, prefetch=0)
         self.encoder.to(memory_format=torch.channels_last)
         self._loss = NTXentLoss(config.temperature)
         self._model = nn.ModuleDict({"encoder": self.encoder, "head": self._head})
         self._optimizer = torch.optim.AdamW(
             self._model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
-        self.steps_per_epoch = len(images) // config.batch_size
+        self.steps_per_epoch = len(self._loader)
         self.steps = config.epochs * self.steps_per_epoch
         self.step = 0
         self.losses: list[float] = []
@@ -147,9 +150,12 @@ class Pretraining:
         """
         every = self._config.checkpoint_steps or self.steps_per_epoch
         self._model.train()
+        here = {"epoch": self.epoch, "batch": self.step % self.steps_per_epoch}
+        self._loader.load_state_dict({**self._loader.state_dict(), **here})
+        batches = (views for _ in range(self.epoch, self.epochs) for views in self._loader)
         while self.step < self.steps:
             started = time.perf_counter()
-            loss = self._train_step()
+            loss = self._train_step(next(batches))
             if not math.isfinite(loss):
                 raise DivergedError(
                     f"the loss became {loss} at step {self.step + 1} of {self.steps} (epoch {self.epoch + 1}): "
@@ -166,17 +172,10 @@ class Pretraining:
                 return False
         return True
 
-    def _train_step(self) -> float:
-        config, epoch = self._config, self.epoch
-        # The order of an epoch follows from (seed, epoch) alone; what does not fill a batch waits for another epoch.
-        order = np.random.RandomState([config.seed, epoch]).permutation(len(self._images))
-        first = (self.step % self.steps_per_epoch) * config.batch_size
-        index = torch.from_numpy(order[first : first + config.batch_size])
-        batch = self._images[index]
-        views = torch.cat([self.transform(batch, index=index, epoch=epoch, view=view) for view in (0, 1)])
+    def _train_step(self, views: list[Tensor]) -> float:
         for group in self._optimizer.param_groups:
-            group["lr"] = config.lr * self._schedule()
-        projections = self._head(self.encoder(views.contiguous(memory_format=torch.channels_last)))
+            group["lr"] = self._config.lr * self._schedule()
+        projections = self._head(self.encoder(torch.cat(views).contiguous(memory_format=torch.channels_last)))
         loss = self._loss(*projections.chunk(2))
         self._optimizer.zero_grad()
         loss.backward()

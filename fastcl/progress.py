@@ -58,6 +58,29 @@ class Reporter:
 
             yield on_step
 
+    @contextlib.contextmanager
+    def steps(self, name: str) -> Iterator[Callable[[int, int, float], None]]:
+        """Gives the function to call after every step of a smaller training: its number, of how many, and the loss."""
+        if not self._console.is_terminal:
+
+            def line_at_the_end(step: int, steps: int, loss: float) -> None:
+                if step == steps:
+                    self.note(f"{name}: {steps:,} steps, loss {loss:.3f}")
+
+            yield line_at_the_end
+            return
+        columns = (
+            TextColumn(f"  {name}"), BarColumn(bar_width=None), TextColumn("loss {task.fields[loss]}"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=self._console) as progress:
+            task = progress.add_task("", total=None, loss="–")
+
+            def on_step(step: int, steps: int, loss: float) -> None:
+                progress.update(task, completed=step, total=steps, loss=f"{loss:.3f}")
+
+            yield on_step
+
     def _line_after_epoch(self, now: Pretraining) -> None:
         if now.step % now.steps_per_epoch == 0:
             left = (now.steps - now.step) * now.seconds / now.step

@@ -4,36 +4,46 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import json
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import fastcl
 from fastcl import data
-from fastcl.checkpoint import load_checkpoint, save_encoder
+from fastcl.checkpoint import load_checkpoint, load_encoder, save_encoder
 from fastcl.compress import to_int8
+from fastcl.compress.ladder import LADDER_BATCHES, Ladder, LadderConfig, climb
 from fastcl.config import RunConfig, changes, make_config, read_toml, to_toml
 from fastcl.data.secure import key_from_env, key_from_file
-from fastcl.data.text import from_bytes
 from fastcl.encoder import Encoder
 from fastcl.errors import ConfigError, DivergedError, RunError, run_extra
-from fastcl.evaluate import LinearProbe, accuracy, knn_predict, latency_ms, tfidf
+from fastcl.evaluate import Evaluation, evaluate, latency_ms
 from fastcl.files import TEMPORARY, write_atomically
 from fastcl.pretrain import Pretraining
 from fastcl.progress import Reporter
 from fastcl.recipe import TextRecipe
-from fastcl.report import Evidence, write_report
+from fastcl.report import Evidence, replace_frontier, write_report
 
-__all__ = ["BASELINES", "FILES", "TIMINGS", "Interrupted", "run", "settings_of"]
+__all__ = [
+    "BASELINES",
+    "FILES",
+    "LADDER_FOLDER",
+    "TIMINGS",
+    "Interrupted",
+    "compress",
+    "load_run",
+    "run",
+    "settings_of",
+]
 
 FILES = {
     "config": "config.toml",
@@ -43,7 +53,10 @@ FILES = {
     "report": "report.html",
     "metrics": "metrics.json",  # written last: a folder that has it holds a finished run
     "failure": "failure.json",
+    "compression": "compression.json",
+    "compressed_encoder": "encoder_compressed.safetensors",
 }
+LADDER_FOLDER = "compressed"  # the encoders of the ladder
 
 # The metrics that depend on the clock; all others are the same whenever the same run is repeated.
 TIMINGS = (
@@ -53,12 +66,12 @@ TIMINGS = (
     "latency_ms_batch_256",
     "int8_latency_ms_batch_1",
     "int8_latency_ms_batch_256",
+    "student_latency_ms_batch_1",
+    "student_latency_ms_batch_256",
 )
 
 # What the encoder is held against, by the kind of data; the metrics' names begin with it.
 BASELINES = {"images": "raw_pixels", "texts": "tfidf"}
-
-_LATENCY_BATCHES = (1, 256)
 
 
 class Interrupted(Exception):
@@ -67,17 +80,6 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int, step: int, steps: int) -> None:
         super().__init__(f"stopped at step {step} of {steps}")
         self.exit_code = 128 + signal_number
-
-
-@dataclass(frozen=True)
-class _Evaluation:
-    """What a set of embeddings achieves; no accuracies without labels."""
-
-    train: Tensor
-    test: Tensor
-    knn: float | None = None
-    probe: float | None = None
-    predicted: Any = None  # int64 [test images], by the probe
 
 
 def settings_of(out: Path) -> dict[str, Any] | None:
@@ -145,24 +147,24 @@ def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: 
 
     reporter.stage("evaluate")
     encoder = training.encoder.eval()
-    trained, probe = _evaluate(config, images, encoder)
-    baseline, _ = _evaluate(config, images, None)
-    untrained, _ = _evaluate(config, images, random_encoder)
+    trained = evaluate(images, encoder, config.neighbors, config.probe_c)
+    baseline = evaluate(images, None, config.neighbors, config.probe_c)
+    untrained = evaluate(images, random_encoder, config.neighbors, config.probe_c)
 
     reporter.stage("compress to int8, evaluate again")
     int8 = to_int8(encoder)
-    compressed, _ = _evaluate(config, images, int8, probe)
+    compressed = evaluate(images, int8, config.neighbors, config.probe_c, trained.probe)
     encoder_bytes = save_encoder(encoder, out / FILES["encoder"], "float")
     int8_bytes = save_encoder(int8, out / FILES["int8_encoder"], "int8")
     metrics: dict[str, Any] = {
         "knn_accuracy": trained.knn,
-        "linear_probe_accuracy": trained.probe,
+        "linear_probe_accuracy": trained.linear_probe,
         "int8_knn_accuracy": compressed.knn,
-        "int8_linear_probe_accuracy": compressed.probe,
+        "int8_linear_probe_accuracy": compressed.linear_probe,
         "random_encoder_knn_accuracy": untrained.knn,
-        "random_encoder_linear_probe_accuracy": untrained.probe,
+        "random_encoder_linear_probe_accuracy": untrained.linear_probe,
         f"{BASELINES[images.kind]}_knn_accuracy": baseline.knn,
-        f"{BASELINES[images.kind]}_linear_probe_accuracy": baseline.probe,
+        f"{BASELINES[images.kind]}_linear_probe_accuracy": baseline.linear_probe,
         "int8_cosine_similarity": torch.cosine_similarity(trained.test, compressed.test).mean().item(),
         "final_loss": training.recent_loss,
         "encoder_bytes": encoder_bytes,
@@ -177,8 +179,17 @@ def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: 
         "images_per_second": training.images_per_second,
     }
     for prefix, model in (("", encoder), ("int8_", int8)):
-        for batch in _LATENCY_BATCHES:
+        for batch in LADDER_BATCHES:
             metrics[f"{prefix}latency_ms_batch_{batch}"] = latency_ms(model, images.test_images, batch)
+
+    ladder = None
+    if config.ladder != "none" and images.kind == "images":
+        reporter.stage("distill into smaller encoders")
+        wanted = LadderConfig(prune=(), widths=_half(config.width)) if config.ladder == "student" else LadderConfig()
+        wanted = dataclasses.replace(wanted, epochs=config.distill_epochs)
+        known = {"float32": trained, "int8": compressed}
+        ladder = _climb(config, out, images, encoder, wanted, reporter, known)
+        metrics |= _student_metrics(ladder, config)
 
     reporter.stage("report")
     evidence = Evidence(
@@ -192,11 +203,99 @@ def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: 
         predicted=trained.predicted,
         command=command or " ".join(sys.argv),
         metrics=metrics,
+        ladder=ladder,
     )
     write_report(out / FILES["report"], evidence)
     write_atomically(out / FILES["metrics"], json.dumps(metrics, indent=2) + "\n")
     (out / FILES["checkpoint"]).unlink(missing_ok=True)
     return metrics
+
+
+def load_run(out: Path) -> tuple[RunConfig, data.Dataset]:
+    """The settings and the images of a finished run.
+
+    Raises:
+        RunError: where there is none.
+        UserError: its other subclasses, for what is wrong with the data.
+    """
+    settings = settings_of(out)
+    if settings is None or not (out / FILES["metrics"]).exists():
+        state = "no run of fastcl" if settings is None else "an unfinished run; fastcl run --resume goes on with it"
+        raise RunError(f"{out}: expected the folder of a finished run, found {state}")
+    config = make_config(settings)
+    return config, _load(config)
+
+
+def compress(out: Path, config: LadderConfig, *, reporter: Reporter | None = None) -> Ladder:
+    """Makes smaller encoders from that of a finished run, and shows them in its report.
+
+    A call that was stopped leaves the run as it was, with the encoders that were finished, and the same call goes on.
+
+    Args:
+        out: the run's folder.
+        config: which encoders, and what the chosen one must keep to.
+        reporter: shows progress.
+
+    Returns:
+        The ladder. It stands in ``compression.json`` and the report; with a target, the chosen encoder in
+        ``encoder_compressed.safetensors``.
+
+    Raises:
+        RunError: where there is no finished run, or no rung meets the targets.
+        UserError: its other subclasses, for what is wrong with the data or the files.
+    """
+    reporter = reporter or Reporter()
+    reporter.stage("load")
+    run_config, images = load_run(out)
+    if images.kind != "images":
+        raise RunError(f"{out} holds a run on {images.kind}; smaller encoders are made for images alone")
+    with _threads(run_config.threads or torch.get_num_threads()):
+        try:
+            encoder, _ = load_encoder(out / FILES["encoder"])
+            for folder in (out, out / LADDER_FOLDER):
+                for path in folder.glob(f"{TEMPORARY}*"):
+                    path.unlink()
+            reporter.stage("distill into smaller encoders")
+            ladder = _climb(run_config, out, images, encoder, config, reporter, {})
+            if ladder.chosen is not None:
+                chosen = (out / str(ladder[ladder.chosen].file)).read_bytes()
+                write_atomically(out / FILES["compressed_encoder"], chosen)
+            if not replace_frontier(out / FILES["report"], ladder, run_config):
+                reporter.note(f"{out / FILES['report']} is none that the result fits into; it is in compression.json")
+        except OSError as error:
+            raise RunError(f"compressing the run in {out} stopped: {error}; the same command goes on") from error
+    return ladder
+
+
+def _climb(
+    config: RunConfig,
+    out: Path,
+    images: data.Dataset,
+    encoder: Encoder,
+    wanted: LadderConfig,
+    reporter: Reporter,
+    known: dict[str, Evaluation],
+) -> Ladder:
+    files = {"float32": out / FILES["encoder"], "int8": out / FILES["int8_encoder"]}
+    ladder = climb(encoder, files, out / LADDER_FOLDER, images, config, wanted, reporter, known)
+    write_atomically(out / FILES["compression"], json.dumps(ladder.to_json(), indent=2) + "\n")
+    return ladder
+
+
+def _half(width: int) -> tuple[int, ...]:
+    return (width // 2,)
+
+
+def _student_metrics(ladder: Ladder, config: RunConfig) -> dict[str, Any]:
+    """Of the student of half the width."""
+    rung = ladder[f"student-{_half(config.width)[0]}-int8"]
+    metrics: dict[str, Any] = {
+        "student_knn_accuracy": rung.knn,
+        "student_linear_probe_accuracy": rung.linear_probe,
+        "student_neighbor_agreement": rung.agreement,
+        "student_encoder_bytes": rung.bytes,
+    }
+    return metrics | {f"student_latency_ms_batch_{batch}": ms for batch, ms in rung.latency_ms.items()}
 
 
 def _load(config: RunConfig) -> data.Dataset:
@@ -260,26 +359,6 @@ def _pretrain(training: Pretraining, out: Path, description: dict[str, Any], rep
         raise Interrupted(stop[0], training.step, training.steps)
 
 
-def _evaluate(
-    config: RunConfig, images: data.Dataset, encoder: Encoder | None, probe: LinearProbe | None = None
-) -> tuple[_Evaluation, LinearProbe | None]:
-    """Judges an encoder, or the baseline, by the held-out images; with the probe given, or one of its own."""
-    parts = images.train_images, images.test_images
-    if encoder is not None:
-        train, test = map(encoder.embed, parts)
-    elif images.kind == "texts":
-        train, test = tfidf(*(from_bytes(part[:]) for part in parts))
-    else:
-        train, test = (torch.cat([rows.flatten(1).float() / 255 for rows in part.split(1024)]) for part in parts)
-    train_labels, test_labels = images.train_labels, images.test_labels
-    if train_labels is None or test_labels is None:
-        return _Evaluation(train, test), None
-    probe = probe or LinearProbe(train, train_labels, config.probe_c)
-    predicted = probe.predict(test)
-    knn = accuracy(knn_predict(train, train_labels, test, config.neighbors), test_labels)
-    return _Evaluation(train, test, knn, accuracy(predicted, test_labels), predicted), probe
-
-
 def _is_finished(config: RunConfig, out: Path, *, resume: bool, overwrite: bool) -> bool:
     """Whether `out` holds this very run, finished; raises RunError where it holds what is not to be touched."""
     try:
@@ -315,6 +394,8 @@ def _begin(config: RunConfig, out: Path, overwrite: bool) -> None:
         for path in out.iterdir():
             if path.name in thrown_away or path.name.startswith(TEMPORARY):
                 path.unlink()
+            elif overwrite and path.name == LADDER_FOLDER:
+                shutil.rmtree(path)
         write_atomically(out / FILES["config"], to_toml(config))
     except OSError as error:
         raise RunError(f"{out}: expected a folder that can be written to: {error}") from error

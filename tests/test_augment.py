@@ -9,16 +9,8 @@ import torch
 from torch import Tensor
 
 import fastcl
-from fastcl.ops.augment import (
-    COLOR_OPS,
-    FLIP_AT,
-    IDENTITY_RECIPE,
-    PARAM_NAMES,
-    RECIPE_NAMES,
-    _philox,
-    augment_apply,
-    augment_sample,
-)
+from fastcl.ops.augment import augment_apply, augment_sample, augment_views
+from fastcl.ops.augment_table import COLOR_OPS, FLIP_AT, IDENTITY_RECIPE, PARAM_NAMES, RECIPE_NAMES, philox
 
 HEADER = Path(__file__).parents[1] / "csrc" / "augment" / "augment.h"
 EVERYTHING = {
@@ -54,7 +46,7 @@ def row(size: tuple[int, int], **columns: float) -> Tensor:
     """One row that does nothing but what `columns` say."""
     values = dict(zip(PARAM_NAMES, [0.0] * len(PARAM_NAMES), strict=True))
     values |= {"crop_height": size[0], "crop_width": size[1], "map_0": 1, "map_4": 1, "map_8": 1}
-    values |= {"brightness": 1, "contrast": 1, "saturation": 1, **columns}
+    values |= {"brightness": 1, "contrast": 1, "saturation": 1, "sharpness": 1, **columns}
     assert set(values) == set(PARAM_NAMES)
     return torch.tensor([[values[name] for name in PARAM_NAMES]], dtype=torch.float32)
 
@@ -85,7 +77,7 @@ def require_native() -> None:
     ],
 )
 def test_philox_gives_the_published_numbers(counter, key, want):
-    assert [word.item() for word in _philox([torch.tensor([word]) for word in counter], key)] == want
+    assert [word.item() for word in philox([torch.tensor([word]) for word in counter], key)] == want
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
@@ -629,8 +621,8 @@ BAD = {
     "empty": ((IMAGES[:, :, :0], PARAMS, (4, 4)), {}, ValueError, "not 0"),
     "integers": ((IMAGES.int(), PARAMS, (4, 4)), {}, TypeError, "got torch.int32"),
     "list": (([1], PARAMS, (4, 4)), {}, TypeError, "got list"),
-    "rows": ((IMAGES, PARAMS[:1], (4, 4)), {}, ValueError, r"params must be \[2, 29\], got \[1, 29\]"),
-    "columns": ((IMAGES, PARAMS[:, :5], (4, 4)), {}, ValueError, r"params must be \[2, 29\], got \[2, 5\]"),
+    "rows": ((IMAGES, PARAMS[:1], (4, 4)), {}, ValueError, r"params must be \[2, 40\], got \[1, 40\]"),
+    "columns": ((IMAGES, PARAMS[:, :5], (4, 4)), {}, ValueError, r"params must be \[2, 40\], got \[2, 5\]"),
     "double": ((IMAGES, PARAMS.double(), (4, 4)), {}, TypeError, "params must be a float32 Tensor"),
     "size": ((IMAGES, PARAMS, (0, 4)), {}, ValueError, "sides must be from 1"),
     "huge": ((IMAGES, PARAMS, (4, 2**40)), {}, ValueError, "sides must be from 1"),
@@ -683,7 +675,7 @@ def test_bad_streams(backend, changes, kind, message):
 def test_the_kernel_itself_refuses_what_does_not_fit():
     require_native()
     apply, tail = torch.ops.fastcl.augment_apply, ("nearest", [], [], [], torch.uint8)
-    with pytest.raises(RuntimeError, match=r"params must be \[2, 29\]"):
+    with pytest.raises(RuntimeError, match=r"params must be \[2, 40\]"):
         apply(IMAGES, PARAMS[:1], 4, 4, *tail)
     with pytest.raises(RuntimeError, match="images must be uint8 or float32"):
         apply(IMAGES.bfloat16(), PARAMS, 4, 4, *tail)

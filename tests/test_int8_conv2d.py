@@ -126,7 +126,7 @@ def test_same_bits_for_every_thread_count():
 def test_opcheck(namespace):
     x, weight, scale, bias = problem((2, 3, 6, 5), (3, 2), 4)
     rows = x.permute(0, 2, 3, 1).requires_grad_()
-    inputs = (rows, weight, scale, bias, None, [1, 2], [1, 0, 2, 1], [2, 1], "gelu")
+    inputs = (rows, weight, scale, bias, None, *[None] * 4, "asymmetric", [1, 2], [1, 0, 2, 1], [2, 1], "gelu")
     torch.library.opcheck(getattr(torch.ops, namespace).int8_conv2d.default, inputs)
 
 
@@ -164,4 +164,24 @@ def test_the_kernel_itself_refuses_what_does_not_fit():
         (rows, W, ones, [0, 0, 0, -1], "padding must not be negative"),
     ]:
         with pytest.raises(RuntimeError, match=f"int8_conv2d: .*{message}"):
-            torch.ops.fastcl.int8_conv2d(x, weight, S, None, None, stride, padding, ones, "none")
+            torch.ops.fastcl.int8_conv2d(x, weight, S, *[None] * 6, "dynamic", stride, padding, ones, "none")
+
+
+@pytest.mark.parametrize("mode", ["asymmetric", "static", "int16"])
+def test_every_mode_is_that_of_the_linear_layer_on_patches(backend, mode):
+    x, weight, scale, bias = problem((2, 5, 9, 7), (3, 2))
+    k = weight[0].numel()
+    columns = torch.tensor([7, 2])
+    how = {
+        "mode": mode,
+        "x_range": torch.tensor([0.02, 120.0]) if mode == "static" else None,
+        "x_multiplier": (0.5 + torch.rand(k)).index_fill(0, columns, 0),
+        "outlier_columns": columns,
+        "outlier_weight": torch.randn(2, len(weight)),
+    }
+    got = int8_conv2d(x, weight, scale, bias, padding=(1, 0), **how)
+    patches = (
+        functional.unfold(x, (3, 2), padding=(1, 0)).transpose(1, 2).unflatten(2, (5, 6)).transpose(2, 3).flatten(2)
+    )
+    want = int8_linear(patches, weight.flatten(1), scale, bias, **how)
+    torch.testing.assert_close(got.flatten(2).transpose(1, 2), want, rtol=1e-6, atol=1e-6)

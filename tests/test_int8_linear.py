@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional
 
 import fastcl
 from fastcl.ops import int8_linear, int8_pack_weight
+from fastcl.ops.int8_linear import MODES
 
 KERNELS = ("portable", "avx2", "avx_vnni", "avx512_vnni")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -28,6 +30,20 @@ SHAPES = {
     "split_by_row": (42, 100, 30),
     "several_blocks": (300, 2048, 96),
     "deep": (2, 9001, 3),
+}
+
+
+# How x is quantised; tensors for K = 21, and N = 5 where they have one.
+WAYS = {
+    "dynamic": {},
+    "asymmetric": {"mode": "asymmetric"},
+    "static": {"mode": "static", "x_range": torch.tensor([0.013, 101.0])},
+    "int16": {"mode": "int16", "x_multiplier": torch.linspace(0.3, 3, 21)},
+    "outliers": {
+        "x_multiplier": torch.linspace(0.3, 3, 21).index_fill(0, torch.tensor([4, 20]), 0),
+        "outlier_columns": torch.tensor([20, 4]),
+        "outlier_weight": torch.linspace(-1, 1, 10).view(2, 5),
+    },
 }
 
 
@@ -50,9 +66,9 @@ def problem(m: int, k: int, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.randn(m, k), weight, 0.02 * torch.rand(n) / k**0.5, torch.randn(n)
 
 
-def reference(*arguments: Tensor | None, activation: str = "none") -> Tensor:
+def reference(*arguments: Tensor | None, **options: Any) -> Tensor:
     with fastcl.use_backend("reference"):
-        return int8_linear(*arguments, activation=activation)
+        return int8_linear(*arguments, **options)
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -136,6 +152,111 @@ def test_activations_match_fp64(kernel, dtype, activation):
     rounding = 0.5 * torch.finfo(dtype).eps * want.abs() if dtype != torch.float32 else 0
     smallest = 2.0**-25 if dtype == torch.float16 else 0  # half of float16's least step
     assert (got.double() - want).abs().le(5e-7 * (1 + v.abs()) + 1.01 * rounding + smallest).all()
+
+
+def ways(k: int, n: int) -> dict[str, dict[str, Any]]:
+    """What the op takes beside x and the weight, in every mode, with and without a multiplier."""
+    columns = torch.randperm(k)[: max(1, k // 9)]
+    multiplier = 0.5 + torch.rand(k)
+    forms: dict[str, dict[str, Any]] = {}
+    for mode in MODES:
+        forms[mode] = {"mode": mode}
+        if mode == "static":
+            forms[mode]["x_range"] = torch.tensor([0.011, 101.0])  # cuts off at -1.1 and 1.7
+        forms[f"{mode}_multiplied"] = {**forms[mode], "x_multiplier": multiplier}
+        forms[f"{mode}_outliers"] = {
+            **forms[mode],
+            "x_multiplier": multiplier.index_fill(0, columns, 0),
+            "outlier_columns": columns,
+            "outlier_weight": torch.randn(len(columns), n),
+        }
+    return forms
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_has_the_references_bits(kernel, dtype, mode):
+    """Rows of zeros, of one sign, NaN, infinity among them. Outlier columns are float sums in another order: off by at
+    most J + 2 roundings of their largest partial sum, and by one of the output's dtype."""
+    for m, k, n in SHAPES.values():
+        x, weight, scale, bias = problem(m, k, n)
+        x = x.to(dtype)
+        if m > 5:
+            x[0], x[1, k // 2], x[2, 0] = 0, float("nan"), -float("inf")
+            x[3], x[4] = x[3].abs(), -x[4].abs()
+        packed = pack(weight, kernel)
+        for name, how in ways(k, n).items():
+            if not name.startswith(mode):
+                continue
+            got = int8_linear(x, weight, scale, bias, activation="relu", packed=packed, **how)
+            want = reference(x, weight, scale, bias, activation="relu", **how)
+            if "outliers" not in name:
+                assert same(got, want), (m, k, n, name)
+                continue
+            partial = x.float()[:, how["outlier_columns"]].abs() @ how["outlier_weight"].abs() + want.float().abs() + 3
+            bound = (len(how["outlier_columns"]) + 2) * 2.0**-23 * partial + torch.finfo(dtype).eps * want.float().abs()
+            assert torch.equal(got.isnan(), want.isnan())
+            assert ((got.float() - want.float()).abs() <= bound)[~want.isnan()].all(), (m, k, n, name)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("mode", ["asymmetric", "static", "int16"])
+def test_sums_of_every_mode_equal_int64_arithmetic(kernel, mode):
+    """Inputs whose integers are they themselves: the range of each mode, scale 1."""
+    for m, k, n in [(1, 1, 1), (9, 300, 40), (50, 257, 70)]:
+        low, high = {"asymmetric": (-100, 155), "static": (-30, 225), "int16": (-32767, 32767)}[mode]
+        x, weight = torch.randint(low, high + 1, (m, k)), torch.randint(-128, 128, (n, k), dtype=torch.int8)
+        if k > 1:
+            x[:, 0], x[:, 1] = low, high  # every row then has the whole range
+        elif mode != "static":
+            x[:] = high
+        x_range = torch.tensor([1.0, 30.0]) if mode == "static" else None
+        got = int8_linear(x.float(), weight, torch.ones(n), mode=mode, x_range=x_range, packed=pack(weight, kernel))
+        if mode == "asymmetric" and k == 1:
+            assert got.item() == pytest.approx(
+                (x @ weight.long().T).item(), rel=1e-6
+            )  # 155 / 255 is not a whole number
+        elif mode == "int16":  # both sums are exact, and are put together in float32
+            high_sum, low_sum = ((part @ weight.long().T).float() for part in (x >> 8, x & 255))
+            assert torch.equal(got, 256 * high_sum + low_sum)
+        else:
+            assert torch.equal(got, (x @ weight.long().T).float())
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("mode", ["asymmetric", "static", "int16"])
+def test_the_greatest_sums_of_every_mode_do_not_saturate(kernel, mode):
+    """Every product at its extreme, at the greatest depth: 65536 * 255 * 128 is just under 2^31."""
+    k = 65536
+    x = torch.full((2, k), 255.0 if mode != "int16" else 32767.0)
+    x[1] = 0.0 if mode != "int16" else -32767.0
+    weight = torch.full((2, k), -128, dtype=torch.int8)
+    weight[1] = 127
+    x_range = torch.tensor([1.0, 0.0]) if mode == "static" else None
+    got = int8_linear(x, weight, torch.ones(2), mode=mode, x_range=x_range, packed=pack(weight, kernel))
+    torch.testing.assert_close(got.double(), x.double() @ weight.double().T, rtol=1e-6, atol=0)
+
+
+def test_static_cuts_off_what_lies_outside_its_range(backend):
+    x = torch.tensor([[-1e30, -3.0, -0.26, 0.24, 2.0, 1e30]])
+    got = int8_linear(x, torch.eye(6, dtype=torch.int8), torch.ones(6), mode="static", x_range=torch.tensor([0.5, 2.0]))
+    assert got.tolist() == [[-1.0, -1.0, -0.5, 0.0, 2.0, 126.5]]
+
+
+def test_sixteen_bits_are_as_good_as_float_activations(backend):
+    """The error left is the weight's alone: of x, 2^-16 of the row's largest magnitude."""
+    x, weight, scale, _ = problem(32, 768, 64)
+    exact = x.double() @ dequantised(weight, scale).double().T
+    assert (int8_linear(x, weight, scale, mode="int16") - exact).norm() <= 1e-4 * exact.norm()
+
+
+def test_a_zero_point_halves_the_error_of_positive_inputs(backend):
+    x, weight, scale, _ = problem(64, 512, 64)
+    x = x.relu()
+    exact = x.double() @ dequantised(weight, scale).double().T
+    errors = [(int8_linear(x, weight, scale, mode=m) - exact).norm() for m in ("dynamic", "asymmetric")]
+    assert errors[1] < 0.55 * errors[0]
 
 
 def dequantised(weight: Tensor, scale: Tensor) -> Tensor:
@@ -245,6 +366,18 @@ def test_gradients_go_straight_through_the_quantiser(backend, activation, dtype)
         torch.testing.assert_close(g.double(), e, rtol=eps, atol=max(eps, 1e-6) * e.abs().max().item())
 
 
+@pytest.mark.parametrize("how", WAYS.values(), ids=WAYS.keys())
+def test_gradients_are_those_of_the_float_weight(backend, how):
+    x, weight, scale, bias = problem(11, 21, 5)
+    x.requires_grad_()
+    grad = torch.randn(11, 5)
+    (got,) = torch.autograd.grad(int8_linear(x, weight, scale, bias, **how), [x], grad)
+    w = dequantised(weight, scale) * how.get("x_multiplier", 1)
+    for j, column in enumerate(how.get("outlier_columns", [])):
+        w[:, column] += how["outlier_weight"][j]
+    torch.testing.assert_close(got, grad @ w, rtol=1e-5, atol=1e-6)
+
+
 def test_compiles_without_graph_breaks(backend):
     torch._dynamo.reset()
 
@@ -269,9 +402,13 @@ def test_opcheck(namespace, activation):
     torch.library.opcheck(ops.int8_pack_weight.default, (weight, "auto"))
     packed = int8_pack_weight(weight) if namespace == "fastcl" else None
     for dtype, b, p in ((torch.float32, bias, packed), (torch.bfloat16, None, None)):
-        inputs = (x.to(dtype).requires_grad_(), weight, scale, b, p, activation)
-        torch.library.opcheck(ops.int8_linear.default, inputs)
-    torch.library.opcheck(ops.int8_linear.default, (x[:, None], weight, scale, bias.requires_grad_(), None, activation))
+        for how in WAYS.values():
+            given = [how.get(name) for name in ("x_range", "x_multiplier", "outlier_columns", "outlier_weight")]
+            rest = (*given, how.get("mode", "dynamic"), activation)
+            inputs = (x.to(dtype).requires_grad_(), weight, scale, b, p, *rest)
+            torch.library.opcheck(ops.int8_linear.default, inputs)
+    inputs = (x[:, None], weight, scale, bias.requires_grad_(), None, *[None] * 4, "dynamic", activation)
+    torch.library.opcheck(ops.int8_linear.default, inputs)
 
 
 X, W, S = torch.ones(3, 4), torch.ones(2, 4, dtype=torch.int8), torch.ones(2)
@@ -289,6 +426,23 @@ BAD = {
     "bias_shape": ((X, W, S, torch.ones(3)), {}, ValueError, r"bias must be \[2\], got \[3\]"),
     "bias_dtype": ((X, W, S, W[:, 0]), {}, TypeError, "bias must be float32"),
     "activation": ((X, W, S), {"activation": "tanh"}, ValueError, "activation must be one of none, .* got 'tanh'"),
+    "mode": ((X, W, S), {"mode": "w4"}, ValueError, "mode must be one of dynamic, .* got 'w4'"),
+    "mode_deep": (
+        (X, W.new_zeros(1, 65537), S[:1]),
+        {"mode": "int16"},
+        ValueError,
+        "K must be at most 65536, got 65537",
+    ),
+    "no_range": ((X, W, S), {"mode": "static"}, ValueError, "x_range must be given in mode 'static'"),
+    "range": ((X, W, S), {"x_range": torch.ones(2)}, ValueError, "x_range must be given in mode 'static' and no other"),
+    "multiplier": ((X, W, S), {"x_multiplier": torch.ones(3)}, ValueError, r"x_multiplier must be \[4\], got \[3\]"),
+    "one_outlier": ((X, W, S), {"outlier_columns": torch.tensor([1])}, ValueError, "must be given together"),
+    "outliers": (
+        (X, W, S),
+        {"outlier_columns": torch.tensor([1]), "outlier_weight": torch.ones(2, 1)},
+        ValueError,
+        r"outlier_weight must be \[1, 2\], got \[2, 1\]",
+    ),
     "device": ((X, W.to("meta"), S), {}, ValueError, "weight must be on x's device cpu, got meta"),
 }
 
@@ -297,6 +451,23 @@ BAD = {
 def test_bad_arguments(backend, arguments, options, kind, message):
     with pytest.raises(kind, match=f"int8_linear: .*{message}"):
         int8_linear(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    "values", [(0.0, 3.0), (-1.0, 3.0), (float("nan"), 3.0), (1.0, 0.5), (1.0, 256.0), (1.0, -1.0)]
+)
+def test_the_kernel_refuses_ranges_that_cannot_be(values):
+    packed = pack(W, "auto")
+    with pytest.raises(RuntimeError, match="x_range must hold a scale from 2"):
+        int8_linear(X, W, S, mode="static", x_range=torch.tensor(values), packed=packed)
+
+
+@pytest.mark.parametrize("column", [-1, 4, 2**40])
+def test_outlier_columns_outside_the_input_are_refused(column):
+    packed = pack(W, "auto")
+    options = {"outlier_columns": torch.tensor([0, column]), "outlier_weight": torch.ones(2, 2)}
+    with pytest.raises(RuntimeError, match=f"outlier_columns must be from 0 to 3, got {column}"):
+        int8_linear(X, W, S, packed=packed, **options)
 
 
 def test_a_packed_weight_that_does_not_fit_is_refused():

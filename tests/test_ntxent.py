@@ -198,3 +198,11 @@ def test_the_kernel_itself_refuses_what_does_not_fit():
         torch.ops.fastcl.ntxent(torch.ones(3, 4), torch.ones(2, 4), one, "high")
     with pytest.raises(RuntimeError, match="losses must be"):
         torch.ops.fastcl.ntxent_backward(torch.ones(6), torch.ones(3, 4), torch.ones(3, 4), one, torch.ones(5), "high")
+
+
+def test_what_float32_loses_beside_the_largest_counts_as_nothing():
+    """Subnormal powers would be multiplied a hundred times slower than others."""
+    z = torch.eye(8, 40).requires_grad_()
+    (1e-5 * ntxent(z, z, 150.0)).sum().backward()  # e^-150 beside 1
+    assert z.grad is not None
+    assert not ((z.grad != 0) & (z.grad.abs() < torch.finfo(torch.float32).tiny)).any()

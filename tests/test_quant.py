@@ -169,8 +169,6 @@ def test_other_modules_are_refused():
         Int8Linear.from_float(nn.Conv2d(1, 1, 1))
     with pytest.raises(TypeError, match=r"Int8Conv2d.from_float: conv must be an nn.Conv2d, got Linear"):
         Int8Conv2d.from_float(nn.Linear(1, 1))
-    with pytest.raises(ValueError, match="groups must be 1, got 2"):
-        Int8Conv2d(4, 4, 3, groups=2)
 
 
 # -- Int8Conv2d
@@ -297,7 +295,7 @@ def test_the_report_names_every_layer_and_why(backend):
     report = quantize_(model)
     assert report.model is model
     assert [(row.name, row.action, row.reason) for row in report.rows] == [
-        ("stem.0", "int8", "now Int8Conv2d"),
+        ("stem.0", "int8", "now Int8Conv2d, with the relu of stem.2"),
         ("conv1", "int8", "now Int8Conv2d"),
         ("depthwise", "left", "has 8 groups"),
         ("conv2", "int8", "now Int8Conv2d"),
@@ -355,10 +353,11 @@ def test_layers_that_would_break_are_left_with_a_reason():
     ).eval()
     x = torch.randn(2, 5, 8)
     want = model["block"](x)
-    reasons = {row.name: row.reason for row in quantize_(model).rows if row.action == "left"}
-    assert reasons["attention"] == "attention reads its projections as float tensors"
+    report = quantize_(model, QuantConfig(attention=False))
+    reasons = {row.name: row.reason for row in report.rows if row.action == "left"}
+    assert reasons["attention"] == "left by config"
     assert reasons["attention.out_proj"] == "MultiheadAttention reads its weight as a float tensor"
-    assert reasons["block.linear1"] == "TransformerEncoderLayer reads its weight as a float tensor"
+    assert reasons["block.linear1"].startswith("TransformerEncoderLayer reads its weight as a float tensor")
     assert reasons["subclass"] == "a subclass of Linear may compute something else"
     assert reasons["normed"] == "its weight is computed by a parametrization"
     with torch.no_grad():

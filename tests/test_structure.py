@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from fastcl.ops.schemas import SCHEMAS
 
 ROOT = Path(__file__).parents[1]
 # Two ops of one row share its files; a backward stands beside its forward.
-ROWS = {**dict.fromkeys(("augment_sample", "augment_apply", "augment_apply_out"), "augment")}
+AUGMENT = ("augment_sample", "augment_apply", "augment_apply_out", "augment_views", "augment_views_out")
+ROWS = dict.fromkeys((*AUGMENT, "augment_sample_ragged", "augment_views_ragged"), "augment")
 ROWS["int8_pack_weight"] = "int8_linear"
 OPS = sorted({ROWS.get(name, name) for name in (schema.removesuffix("_backward") for schema in SCHEMAS)})
 
@@ -46,6 +48,15 @@ def test_kernels_see_no_torch():
     for path in [*(ROOT / "csrc").rglob("*.cpp"), *(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.cu")]:
         is_torch_side = "_ops." in path.name or path.name in ("check.h", "parallel_torch.cpp")
         assert is_torch_side or "#include <torch" not in path.read_text(), path
+
+
+def test_few_files_know_which_compiler_reads_the_kernels():
+    knowing = {"csrc/common/cuda/launch.h", "csrc/common/cuda/ptx.h", "csrc/common/cuda_ops.h"}
+    for path in [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]:
+        name, text = path.relative_to(ROOT).as_posix(), path.read_text()
+        assert name in knowing or "FASTCL_EMULATED" not in text, path
+        is_cuda = "cuda" in name
+        assert not is_cuda or name == "csrc/common/cuda/ptx.h" or not re.search(r"\basm\b", text), path
 
 
 def test_no_two_sources_of_one_stem_in_a_folder():

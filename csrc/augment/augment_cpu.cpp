@@ -1,10 +1,13 @@
 #include <algorithm>
+#include <atomic>
 #include <cmath>
-#include <cstring>
+#include <vector>
 
 #include "augment/augment.h"
 #include "augment/augment_math.h"
+#include "augment/augment_plain.h"
 #include "augment/augment_rows.h"
+#include "augment/augment_tables.h"
 #include "common/buffer.h"
 #include "common/float_types.h"
 #include "common/parallel.h"
@@ -22,271 +25,140 @@ const AugmentRows& augment_rows() {
   return rows;
 }
 
-// ------------------------------------------------------------------------------------------------------ rows
-// What is left to the compiler: plain loops, a row at a time.
+constexpr int64_t kStreamBytes = 16 << 20;     // float32 outputs of this size or more are written past the caches
+constexpr int64_t kBand = 1024;                // pixels that go through the colour ops together: they stay in L1
+constexpr int64_t kRowThreadPixels = 1 << 14;  // fewer pixels of a view are not worth several threads
 
-// One row of pixels into its planes, `pitch` apart.
-FASTCL_INLINE void split_loop(const float* in, int64_t channels, int64_t n, float* __restrict out, int64_t pitch) {
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t i = 0; i < n; ++i) out[c * pitch + i] = in[i * channels + c];
-}
-FASTCL_MULTIVERSION void split_channels(const float* in, int64_t channels, int64_t n, float* __restrict out,
-                                        int64_t pitch) {
-  if (channels == 3)
-    split_loop(in, 3, n, out, pitch);
-  else
-    split_loop(in, channels, n, out, pitch);
-}
-
-FASTCL_INLINE float clamp(float value, float bound) {
-  value = value > 0.f ? value : 0.f;
-  return value < bound ? value : bound;
-}
-
-FASTCL_MULTIVERSION void quantize_row(const float* in, int64_t n, float scale, float offset, uint8_t* __restrict out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = uint8_t(int32_t(clamp(in[i] * scale + offset, 255.f)));
-}
-
-// Where the pixels of the output's row `y` come from; all counted from the images' centres. In double and in the order
-// of the reference's operations, so that the nearest pixel is the reference's.
-FASTCL_MULTIVERSION void source_positions(const double* m, double left, double y, int64_t n, double middle_x,
-                                          double middle_y, double* __restrict source_x, double* __restrict source_y) {
-  const bool affine = m[6] == 0 && m[7] == 0 && m[8] == 1;  // a division by 1 changes no bit
-  for (int64_t i = 0; i < n; ++i) {
-    const double x = double(int32_t(i)) + left;
-    source_x[i] = m[0] * x + m[1] * y + m[2];
-    source_y[i] = m[3] * x + m[4] * y + m[5];
-  }
-  for (int64_t i = 0; i < n && !affine; ++i) {
-    const double depth = m[6] * (double(int32_t(i)) + left) + m[7] * y + m[8];
-    source_x[i] /= depth;
-    source_y[i] /= depth;
-  }
-  for (int64_t i = 0; i < n; ++i) {
-    source_x[i] += middle_x;
-    source_y[i] += middle_y;
-  }
-}
-
-// Where the nearest pixels lie in their plane; -1: outside. NaN lies outside.
-FASTCL_MULTIVERSION void nearest_pixels(const double* x, const double* y, int64_t n, double last_x, double last_y,
-                                        int32_t width, int32_t* __restrict from) {
-  for (int64_t i = 0; i < n; ++i) {
-    const double px = std::rint(x[i]), py = std::rint(y[i]);
-    const bool in = (px >= 0) & (px <= last_x) & (py >= 0) & (py <= last_y);
-    from[i] = in ? int32_t(in ? py : 0.0) * width + int32_t(in ? px : 0.0) : -1;
-  }
-}
-
-FASTCL_MULTIVERSION void take_nearest(const float* in, const int32_t* from, int64_t n, float fill,
-                                      float* __restrict out) {
-  for (int64_t i = 0; i < n; ++i) {
-    const float value = in[from[i] < 0 ? 0 : from[i]];
-    out[i] = from[i] < 0 ? fill : value;
-  }
-}
-
-// The four pixels around each position and their weights, [4, n]: 0 outside.
-FASTCL_MULTIVERSION void bilinear_pixels(const double* x, const double* y, int64_t n, double last_x, double last_y,
-                                         int32_t width, int32_t* __restrict from, float* __restrict weight) {
-  for (int64_t k = 0; k < 4; ++k)
-    for (int64_t i = 0; i < n; ++i) {
-      const double left = std::floor(x[i]), upper = std::floor(y[i]);
-      const float right = float(x[i] - left), lower = float(y[i] - upper);  // weights of the far pixels
-      const double px = left + double(k % 2), py = upper + double(k / 2);
-      const bool in = (px >= 0) & (px <= last_x) & (py >= 0) & (py <= last_y);
-      from[k * n + i] = in ? int32_t(in ? py : 0.0) * width + int32_t(in ? px : 0.0) : 0;
-      weight[k * n + i] = in ? (k % 2 ? right : 1 - right) * (k / 2 ? lower : 1 - lower) : 0.f;
-    }
-}
-
-// With a fill, what a position's weights fall short of 1 is the fill's.
-FASTCL_MULTIVERSION void take_bilinear(const float* in, const int32_t* from, const float* weight, int64_t n,
-                                       bool filled, float fill, float* __restrict out) {
-  for (int64_t i = 0; i < n; ++i) {
-    float value = 0, mask = 0;
-    for (int64_t k = 0; k < 4; ++k) {
-      value += weight[k * n + i] * in[from[k * n + i]];
-      mask += weight[k * n + i];
-    }
-    out[i] = filled ? (value - fill) * mask + fill : value;
-  }
-}
-
-// ---------------------------------------------------------------------------------------------------- tables
-
-int64_t resize_taps(int64_t in, int64_t out) {
-  if (in == out) return 1;  // copied
-  return std::min(in, int64_t(std::ceil(2 * std::max(double(in) / double(out), 1.0))));
-}
-
-// Antialiased bilinear resampling along one axis, as torchvision and PIL: a triangle of half width max(in / out, 1).
-// All taps lie inside; those that the triangle does not reach weigh 0. Outputs beyond `out` repeat the last.
-FASTCL_MULTIVERSION void triangle_taps(int64_t in, int64_t out, bool flip, int64_t taps, int64_t stride,
-                                       int32_t* __restrict first, float* __restrict weight, double* __restrict center,
-                                       double* __restrict sum) {
-  const double scale = double(in) / double(out), support = std::max(scale, 1.0), inverse = 1 / support;
-  const double last = double(in - taps);
-  for (int64_t i = 0; i < stride; ++i) {
-    const int32_t kept = int32_t(i < out ? i : out - 1), at = flip ? int32_t(out) - 1 - kept : kept;
-    center[i] = scale * (double(at) + 0.5);
-    const double start = std::max(center[i] - support + 0.5, 0.0);
-    first[i] = int32_t(start < last ? start : last);
-    center[i] -= 0.5;
-    sum[i] = 0;
-  }
-  if (taps == 1) {
-    for (int64_t i = 0; i < stride; ++i) {
-      first[i] = in == out ? int32_t(center[i]) : first[i];
-      weight[i] = 1;
-    }
-    return;
-  }
-  for (int64_t t = 0; t < taps; ++t) {
-    float* __restrict w = weight + t * stride;
-    for (int64_t i = 0; i < stride; ++i) {
-      const double value = 1 - std::fabs(double(first[i] + int32_t(t)) - center[i]) * inverse;
-      w[i] = float(value > 0 ? value : 0);
-      sum[i] += value > 0 ? value : 0;
-    }
-  }
-  for (int64_t i = 0; i < stride; ++i) sum[i] = 1 / sum[i];
-  for (int64_t t = 0; t < taps; ++t)
-    for (int64_t i = 0; i < stride; ++i) weight[t * stride + i] = float(double(weight[t * stride + i]) * sum[i]);
-}
-
-// The memory of one axis' taps, for any crop of images of `in_most` pixels.
-struct Axis {
-  Axis(int64_t in_most, int64_t out)
-      : first(row_steps(out)),
-        weight(std::max(std::min<int64_t>(in_most, 2), resize_taps(in_most, out)) * row_steps(out)),
-        center(row_steps(out)),
-        sum(row_steps(out)) {}
-
-  void build(int64_t in, int64_t out, bool flip) {
-    table = {out, row_steps(out), resize_taps(in, out), first.get(), weight.get()};
-    triangle_taps(in, out, flip, table.taps, table.stride, first.get(), weight.get(), center.get(), sum.get());
-  }
-
-  Buffer<int32_t> first;
-  Buffer<float> weight;
-  Buffer<double> center, sum;
-  ResizeTaps table{};
-};
-
-// A Gaussian kernel; taps below float's precision are left out. Zeros stand around it, as AugmentRows::blur_y wants.
-struct Gaussian {
-  explicit Gaussian(int64_t radius_most) : memory(2 * radius_most + 1 + 2 * kBlurRows) {}
-
-  void build(int64_t radius, double sigma) {
-    const auto tap = [&](int64_t d) { return std::exp(-double(d * d) / (2 * sigma * sigma)); };
-    double sum = 1;
-    reach = 0;
-    for (int64_t d = 1; d <= radius; ++d) {
-      const double value = tap(d);
-      sum += 2 * value;
-      if (!(value > 1e-9)) break;
-      reach = d;
-    }
-    std::memset(memory.get(), 0, size_t(2 * reach + 1 + 2 * kBlurRows) * sizeof(float));
-    weight = memory.get() + kBlurRows;
-    for (int64_t d = 0; d <= reach; ++d) weight[reach - d] = weight[reach + d] = float(tap(d) / sum);
-  }
-
-  Buffer<float> memory;
-  int64_t reach = 0;        // taps on either side of the middle
-  float* weight = nullptr;  // [2 reach + 1]
-};
-
-// ---------------------------------------------------------------------------------------------------- stages
-
-constexpr int64_t kStreamBytes = 16 << 20;  // float32 outputs of this size or more are written past the caches
-constexpr int64_t kBand = 1024;             // pixels that go through the colour ops together: they stay in L1
-
-// One thread's buffers, for every image of a batch.
-struct Scratch {
-  explicit Scratch(const AugmentApply& a)
+// What one image's view needs as a whole.
+struct Planes {
+  explicit Planes(const AugmentApply& a)
       : plane(row_steps(a.out_height * a.out_width) + kRowStep),
-        pitch(row_steps(a.width) + 3 * kRowStep),
-        padded_pitch(row_steps(3 * a.out_width) + 2 * kRowStep),
+        height(a.height),
         image(a.channels * plane),
-        source_row(a.channels * pitch),
-        pixels(a.channels_last ? row_steps(a.channels * a.width) : 0),
-        line(row_steps(std::max(a.out_width, kBand))),
-        padded(kBlurRows * padded_pitch),
-        axis_x(a.width, a.out_width),
-        axis_y(a.height, a.out_height),
+        sums((a.out_height * a.out_width + kBand - 1) / kBand),
+        axis_x(a.width, a.out_width, a.bicubic),
+        axis_y(a.height, a.out_height, a.bicubic),
         kernel_x(a.out_width),
-        kernel_y(a.out_height),
-        blur_rows(a.out_height * 2 + 2 * kBlurRows) {}
+        kernel_y(a.out_height) {}
 
-  int64_t plane;             // from one channel of `image` to the next
-  int64_t pitch;             // from one channel of `source_row` to the next
-  int64_t padded_pitch;      // from one row of `padded` to the next
-  Buffer<float> image;       // [channels, plane]
-  Buffer<float> source_row;  // one output row before the horizontal pass: [channels, pitch]
-  Buffer<float> pixels;      // the same where the channels come last: [width, channels]
-  Buffer<float> line;        // what is stored as half
-  Buffer<float> padded;      // [kBlurRows, padded_pitch]: rows with their reflected ends
+  // Memory for a second image, made when it is asked for first.
+  float* other(int64_t channels) {
+    if (!has_other) spare = Buffer<float>(channels * plane);
+    has_other = true;
+    return spare.get();
+  }
+
+  int64_t plane;         // from one channel of `image` to the next
+  int64_t height;        // of the highest image
+  Buffer<float> image;   // [channels, plane]
+  Buffer<float> spare;   // likewise
+  Buffer<double> sums;   // of the gray of each band
+  Buffer<float> narrow;  // a narrow crop: [runs, crop_height, kRowStep] pixels
+  bool has_other = false, has_narrow = false;
   Axis axis_x, axis_y;
   Gaussian kernel_x, kernel_y;
+};
+
+// One thread's rows.
+struct Lines {
+  explicit Lines(const AugmentApply& a)
+      : pitch(row_steps(a.width) + 3 * kRowStep),
+        padded_pitch(row_steps(3 * a.out_width) + 4 * kRowStep),
+        line_pitch(row_steps(std::max(a.out_width, kBand))),
+        source_row(a.channels * pitch),
+        pixels(a.channels_last ? row_steps(a.channels * a.width) : 0),
+        line(kBlurRows * line_pitch),
+        half(kBand),
+        padded(kBlurRows * padded_pitch),
+        blur_rows(a.out_height * 2 + 2 * kBlurRows) {}
+
+  int64_t pitch;             // from one channel of `source_row` to the next
+  int64_t padded_pitch;      // from one row of `padded` to the next
+  int64_t line_pitch;        // from one row of `line` to the next
+  Buffer<float> source_row;  // one output row before the horizontal pass: [channels, pitch]
+  Buffer<float> pixels;      // the same where the channels come last: [width, channels]
+  Buffer<float> line;        // blurred rows, or bands, that are not stored as they are
+  Buffer<float> half;        // what is stored as half
+  Buffer<float> padded;      // [kBlurRows, padded_pitch]: rows with their reflected ends
   Buffer<const float*> blur_rows;
-  // Of narrow crops and of warps; made when there is one.
-  Buffer<float> narrow;  // [runs, crop_height, kRowStep] pixels
-  Buffer<float> warped, weight;
+  // Of warps; made when there is one.
+  Buffer<float> weight;
   Buffer<double> position;  // of one output row's sources: x, then y
   Buffer<int32_t> from;
-  bool narrows = false, warps = false;
+  bool warps = false;
 };
 
 // A sweep over the image through colour ops. Contrast needs the mean gray of what is before it, so it starts a new
 // sweep, and the sweep before it sums that up.
 struct Sweep {
-  int begin, end;    // of color_op
-  bool contrast;     // comes first
-  float mean;        // of the gray before the contrast
+  int begin, end;    // of color_op, the contrast that begins it included
+  float mean;        // of the gray before that contrast
   bool sums, last;   // a contrast follows, or nothing
-  double gray = 0;   // summed
   int64_t done = 0;  // pixels
 };
 
-// One image on its way through the stages.
+// One view of one image on its way through the stages. `lines`: of the one thread that does it all; null: the stages
+// share their rows out to all threads. The arithmetic is the same.
 class View {
  public:
-  View(const AugmentApply& a, const AugmentRows& rows, const AugmentParams& p, int64_t number, bool stream, Scratch* s)
+  View(const AugmentApply& a, const AugmentRows& rows, int64_t number, bool stream, Planes* planes, Lines* lines)
       : a_(a),
         rows_(rows),
-        p_(p),
+        p_(a.params[number]),
         number_(number),
-        s_(*s),
+        s_(*planes),
+        lines_(lines),
         height_(a.out_height),
         width_(a.out_width),
         pixels_(height_ * width_),
         stream_(stream),
-        blur_(p.blur_sigma > 0) {
+        blur_(p_.blur_sigma > 0),
+        whole_(p_.sharpen != 0 || p_.autocontrast != 0 || p_.equalize != 0),
+        point_ops_(p_.invert != 0 || p_.posterize != 0 || p_.solarize != 0) {
     bound_ = a.image_type == PixelType::kUint8 ? 255.f : 1.f;
+    bool colored = p_.grayscale != 0;
+    for (float code : p_.color_op) colored |= code != 0;
+    // As torchvision's last op on uint8: a colour op cuts off (just above float's noise), the others round.
+    rounding_ = (colored && !blur_) || p_.sharpen != 0 || p_.autocontrast != 0 ? 0x1p-10f : 0.5f;
   }
 
   void run() {
-    Sweep sweep = next_sweep(0, 0);
+    Sweep sweep = next_sweep(0, false, 0);
     const bool warps = !identity_map();
-    // Without a warp, a row's colours are changed while it is in L1.
-    Sweep* follow = warps ? nullptr : &sweep;
+    // Without a warp, and on one thread, a row's colours are changed while it is in L1.
+    Sweep* follow = warps || !lines_ ? nullptr : &sweep;
     if (a_.image_type == PixelType::kUint8)
       crop_resize_flip<uint8_t>(rows_.blend_bytes, follow);
     else
       crop_resize_flip<float>(rows_.blend_floats, follow);
     if (warps) warp();
-    advance(&sweep, pixels_);
-    while (!sweep.last) {
-      sweep = next_sweep(sweep.end + 1, sweep.gray / double(pixels_));
-      advance(&sweep, pixels_);
+    for (;;) {
+      sweep_to(&sweep, pixels_);
+      if (sweep.last) break;
+      double gray = 0;
+      for (int64_t band = 0; band * kBand < pixels_; ++band) gray += s_.sums[band];
+      sweep = next_sweep(sweep.end, true, gray / double(pixels_));
     }
     if (blur_) blur();
+    if (whole_) finish();
+    if (p_.erase_height > 0 && p_.erase_width > 0) erase();
   }
 
  private:
   float* channel(int64_t c) { return s_.image.get() + c * s_.plane; }
+
+  // Calls f(lines, begin, end) over ranges that cover [0, n).
+  template <class F>
+  void each(int64_t n, int64_t grain, F&& f) {
+    if (lines_) return f(*lines_, 0, n);
+    parallel_for(n, grain, [&](int64_t begin, int64_t end) {
+      Lines lines(a_);
+      f(lines, begin, end);
+      if (stream_) rows_.stream_end();
+    });
+  }
+  // So many rows of the output for each thread at least.
+  int64_t row_grain() const { return std::max<int64_t>(1, kRowThreadPixels / 4 / width_); }
 
   template <class Pixel, class Blend>
   void crop_resize_flip(Blend blend, Sweep* sweep) {
@@ -300,29 +172,44 @@ class View {
     const Pixel* crop = image + (int64_t(p_.crop_top) * a_.width + int64_t(p_.crop_left)) * step;
     // A crop's row is one run of memory for each channel, or one for all where the channels come last.
     const int64_t runs = a_.channels_last ? 1 : channels, run = crop_width * step;
-    float* blended = a_.channels_last ? s_.pixels.get() : s_.source_row.get();
-    BlendRows<Pixel> rows = {crop,    row_pitch, a_.height * a_.width, nullptr, down.stride, down.taps, runs, run,
-                             blended, s_.pitch};
-    if (run < kRowStep) copy_narrow(crop_height, &rows);
-    const Pixel* top = rows.in;
-    for (int64_t y = 0; y < height_; ++y) {
-      rows.in = top + down.first[y] * rows.pitch;
-      rows.weight = down.weight + y;
-      blend(rows);
-      if (a_.channels_last) split_channels(blended, channels, crop_width, s_.source_row.get(), s_.pitch);
-      rows_.resize(across, s_.source_row.get(), s_.pitch, channels, channel(0) + y * width_, s_.plane);
-      // What the last vector wrote beyond the row, the next row overwrites: it must not be used before.
-      if (sweep && (y + 1) * width_ - sweep->done >= kBand) advance(sweep, (y + 1) * width_ / kRowStep * kRowStep);
-    }
+    BlendRows<Pixel> source = {crop,    row_pitch, a_.height * a_.width, nullptr, down.stride, down.taps, runs, run,
+                               nullptr, 0};
+    if (run < kRowStep) copy_narrow(crop_height, &source);
+    // The cubic filter overshoots; what is not bytes is left as it is, as in torchvision.
+    const bool clamps = a_.bicubic && a_.image_type == PixelType::kUint8;
+    each(height_, row_grain(), [&](Lines& lines, int64_t begin, int64_t end) {
+      BlendRows<Pixel> rows = source;
+      rows.out = a_.channels_last ? lines.pixels.get() : lines.source_row.get();
+      rows.out_pitch = lines.pitch;
+      // The last vector of a row writes beyond it: into the next row, which must not be another thread's.
+      float* last_row = lines_ ? nullptr : lines.line.get();
+      for (int64_t y = begin; y < end; ++y) {
+        rows.in = source.in + down.first[y] * source.pitch;
+        rows.weight = down.weight + y;
+        blend(rows);
+        const float* row = lines.source_row.get();
+        if (a_.channels_last) split_channels(rows.out, channels, crop_width, lines.source_row.get(), lines.pitch);
+        float* out = channel(0) + y * width_;
+        if (last_row && y + 1 == end && end < height_) {
+          for (int64_t c = 0; c < channels; ++c) {
+            rows_.resize(across, row + c * lines.pitch, lines.pitch, 1, last_row, 0);
+            std::copy(last_row, last_row + width_, out + c * s_.plane);
+          }
+        } else {
+          rows_.resize(across, row, lines.pitch, channels, out, s_.plane);
+        }
+        for (int64_t c = 0; c < channels && clamps; ++c) clamp_row(out + c * s_.plane, width_, bound_);
+        // What the last vector wrote beyond the row, the next row overwrites: it must not be used before.
+        if (sweep) sweep_to(sweep, (y + 1) * width_ / kBand * kBand);
+      }
+    });
   }
 
   // Lets the runs of a narrow crop be read a whole vector at a time: not beyond the images, but from a copy.
   template <class Pixel>
   void copy_narrow(int64_t crop_height, BlendRows<Pixel>* rows) {
-    if (!s_.narrows) {
-      s_.narrow = Buffer<float>(a_.channels * a_.height * kRowStep);
-      s_.narrows = true;
-    }
+    if (!s_.has_narrow) s_.narrow = Buffer<float>(a_.channels * s_.height * kRowStep);
+    s_.has_narrow = true;
     Pixel* copy = reinterpret_cast<Pixel*>(s_.narrow.get());
     for (int64_t r = 0; r < rows->runs; ++r)
       for (int64_t y = 0; y < crop_height; ++y) {
@@ -344,92 +231,125 @@ class View {
   }
 
   void warp() {
-    if (!s_.warps) {
-      s_.warped = Buffer<float>(a_.channels * s_.plane);
-      s_.weight = Buffer<float>(4 * width_);
-      s_.position = Buffer<double>(2 * width_);
-      s_.from = Buffer<int32_t>(4 * width_);
-      s_.warps = true;
-    }
-    double *source_x = s_.position.get(), *source_y = source_x + width_;
     const double last_x = double(width_ - 1), last_y = double(height_ - 1);
     double m[9];
     std::copy(p_.map, p_.map + 9, m);
-    for (int64_t y = 0; y < height_; ++y) {
-      source_positions(m, -last_x / 2, double(y) - last_y / 2, width_, last_x / 2, last_y / 2, source_x, source_y);
-      const auto pixels = a_.nearest ? nullptr : s_.weight.get();
-      if (a_.nearest)
-        nearest_pixels(source_x, source_y, width_, last_x, last_y, int32_t(width_), s_.from.get());
-      else
-        bilinear_pixels(source_x, source_y, width_, last_x, last_y, int32_t(width_), s_.from.get(), pixels);
-      for (int64_t c = 0; c < a_.channels; ++c) {
-        const float fill = a_.fill ? a_.fill[c] : 0.f;
-        float* out = s_.warped.get() + c * s_.plane + y * width_;
+    float* other = s_.other(a_.channels);
+    each(height_, row_grain(), [&](Lines& lines, int64_t begin, int64_t end) {
+      if (!lines.warps) {
+        lines.weight = Buffer<float>(4 * width_);
+        lines.position = Buffer<double>(2 * width_);
+        lines.from = Buffer<int32_t>(4 * width_);
+        lines.warps = true;
+      }
+      double *source_x = lines.position.get(), *source_y = source_x + width_;
+      const auto weight = a_.nearest ? nullptr : lines.weight.get();
+      for (int64_t y = begin; y < end; ++y) {
+        source_positions(m, -last_x / 2, double(y) - last_y / 2, width_, last_x / 2, last_y / 2, source_x, source_y);
         if (a_.nearest)
-          take_nearest(channel(c), s_.from.get(), width_, fill, out);
+          nearest_pixels(source_x, source_y, width_, last_x, last_y, int32_t(width_), lines.from.get());
         else
-          take_bilinear(channel(c), s_.from.get(), pixels, width_, a_.fill != nullptr, fill, out);
+          bilinear_pixels(source_x, source_y, width_, last_x, last_y, int32_t(width_), lines.from.get(), weight);
+        for (int64_t c = 0; c < a_.channels; ++c) {
+          const float fill = a_.fill ? a_.fill[c] : 0.f;
+          float* out = other + c * s_.plane + y * width_;
+          if (a_.nearest)
+            take_nearest(channel(c), lines.from.get(), width_, fill, out);
+          else
+            take_bilinear(channel(c), lines.from.get(), weight, width_, a_.fill != nullptr, fill, out);
+        }
+      }
+    });
+    std::swap(s_.image, s_.spare);
+  }
+
+  Sweep next_sweep(int begin, bool contrast, double mean) const {
+    int end = begin + contrast;
+    while (end < 4 && int(p_.color_op[end]) != kContrast) ++end;
+    return {begin, end, float(mean), end < 4, end == 4};
+  }
+
+  // Takes the bands of pixels up to `ready`, which is a multiple of kBand or all, through the sweep.
+  void sweep_to(Sweep* sweep, int64_t ready) {
+    const int64_t first = sweep->done / kBand, bands = (ready - sweep->done + kBand - 1) / kBand;
+    if (bands <= 0) return;
+    sweep->done = ready;
+    each(bands, std::max<int64_t>(1, kRowThreadPixels / 4 / kBand), [&](Lines& lines, int64_t begin, int64_t end) {
+      for (int64_t band = first + begin; band < first + end; ++band) sweep_band(*sweep, band, lines);
+    });
+  }
+
+  void sweep_band(const Sweep& sweep, int64_t band, Lines& lines) {
+    const int64_t at = band * kBand, n = std::min(kBand, pixels_ - at);
+    const bool ends = sweep.last && !blur_ && !whole_,
+               converts = ends && a_.out_type != PixelType::kUint8 && !point_ops_;
+    const bool direct = a_.out_type == PixelType::kFloat32;
+    ColorRun run{};
+    for (int i = sweep.begin; i < sweep.end; ++i)
+      if (p_.color_op[i] != 0) run.op[run.ops++] = int(p_.color_op[i]);
+    run.brightness = p_.brightness;
+    run.contrast = p_.contrast;
+    run.contrast_add = (1 - p_.contrast) * sweep.mean;
+    run.saturation = p_.saturation;
+    run.hue = p_.hue;
+    run.bound = bound_;
+    run.gray = sweep.last && p_.grayscale != 0 && a_.channels == 3;
+    run.sum = sweep.sums;
+    run.channels = a_.channels == 3 ? 3 : 1;
+    run.n = n;
+    for (int64_t c = 0; c < a_.channels; c += run.channels) {
+      run.stream = direct;
+      for (int64_t k = 0; k < run.channels; ++k) {
+        run.channel[k] = channel(c + k) + at;
+        if (!converts) continue;
+        const Target to = target(c + k, at);
+        run.out[k] = direct ? static_cast<float*>(a_.out) + to.at : lines.line.get() + k * lines.line_pitch;
+        run.factor[k] = to.factor;
+        run.add[k] = to.add;
+        run.stream &= aligned(run.out[k]);
+      }
+      if (converts || run.ops > 0 || run.gray || run.sum) {
+        const double sum = rows_.color(run);
+        if (run.sum) s_.sums[band] = sum;
+      }
+      for (int64_t k = 0; k < run.channels && ends; ++k) {
+        if (converts) {
+          if (!direct) store_half(run.out[k], n, target(c + k, at).at);
+        } else {
+          point_ops(run.channel[k], n);
+          store(c + k, at, run.channel[k], n, lines);
+        }
       }
     }
-    std::swap(s_.image, s_.warped);
   }
 
-  Sweep next_sweep(int begin, double mean) const {
-    int end = begin;
-    while (end < 4 && int(p_.color_op[end]) != kContrast) ++end;
-    return {begin, end, begin > 0, float(mean), end < 4, end == 4};
-  }
-
-  // Takes the pixels up to `ready`, which is a multiple of kRowStep or all of them, through the sweep.
-  void advance(Sweep* sweep, int64_t ready) {
-    while (sweep->done < ready) {
-      const int64_t n = std::min(kBand, ready - sweep->done);
-      Planes band{{channel(0) + sweep->done, nullptr, nullptr}, std::min<int64_t>(a_.channels, 3), n};
-      for (int64_t c = 1; c < band.channels; ++c) band.channel[c] = channel(c) + sweep->done;
-      if (sweep->contrast) rows_.scale(band, p_.contrast, (1 - p_.contrast) * sweep->mean, bound_);
-      for (int i = sweep->begin; i < sweep->end; ++i) color_op(int(p_.color_op[i]), band);
-      if (sweep->sums) sweep->gray += rows_.gray_sum(band);
-      if (sweep->last && p_.grayscale != 0 && a_.channels == 3) rows_.to_gray(band);
-      if (sweep->last && !blur_ && p_.solarize != 0)
-        for (int64_t c = 0; c < a_.channels; ++c) solarize(channel(c) + sweep->done, n);
-      if (sweep->last && !blur_)
-        for (int64_t c = 0; c < a_.channels; ++c) store(c, sweep->done, channel(c) + sweep->done, n);
-      sweep->done += n;
-    }
-  }
-
-  void color_op(int code, const Planes& band) {
-    if (code == kBrightness) rows_.scale(band, p_.brightness, 0, bound_);
-    if (band.channels != 3) return;
-    if (code == kSaturation) rows_.saturate(band, p_.saturation, bound_);
-    if (code == kHue) rows_.shift_hue(band, p_.hue);
-  }
-
-  // Just below the threshold lies what float's noise alone keeps from it.
-  void solarize(float* values, int64_t n) {
-    rows_.solarize(values, n, p_.solarize_threshold * bound_ - bound_ * 0x1p-18f, bound_);
+  void point_ops(float* values, int64_t n) {
+    // Below a step by less than this lies what float's noise alone keeps from it.
+    const float noise = bound_ * 0x1p-18f;
+    if (p_.invert != 0) invert_row(values, n, bound_);
+    if (p_.posterize != 0) posterize_row(values, n, (bound_ == 255 ? 256 : bound_) / p_.posterize, p_.posterize, noise);
+    if (p_.solarize != 0) rows_.solarize(values, n, p_.solarize_threshold * bound_ - noise, bound_);
   }
 
   // Normalises and stores n pixels of channel c from pixel `at` on.
-  void store(int64_t c, int64_t at, const float* values, int64_t n) {
+  void store(int64_t c, int64_t at, const float* values, int64_t n, Lines& lines) {
     const Target to = target(c, at);
     if (a_.out_type == PixelType::kUint8) {
-      // As torchvision's last op: a colour op cuts off (just above float's noise), the others round.
-      bool colored = p_.grayscale != 0;
-      for (float code : p_.color_op) colored |= code != 0;
-      const float offset = colored && !blur_ ? 0x1p-10f : 0.5f;
-      quantize_row(values, n, 255 / bound_, offset, static_cast<uint8_t*>(a_.out) + to.at);
+      quantize_row(values, n, 255 / bound_, rounding_, static_cast<uint8_t*>(a_.out) + to.at);
       return;
     }
-    const bool direct = a_.out_type == PixelType::kFloat32;
-    float* line = direct ? static_cast<float*>(a_.out) + to.at : s_.line.get();
-    rows_.normalize(values, n, to.factor, to.add, direct && aligned(line), line);
-    store_half(line, n, to.at);
+    for (int64_t done = 0; done < n; done += kBand) {
+      const int64_t some = std::min(kBand, n - done);
+      const bool direct = a_.out_type == PixelType::kFloat32;
+      float* line = direct ? static_cast<float*>(a_.out) + to.at + done : lines.half.get();
+      rows_.normalize(values + done, some, to.factor, to.add, direct && aligned(line), line);
+      if (!direct) store_half(line, some, to.at + done);
+    }
   }
 
   void store_half(const float* line, int64_t n, int64_t at) {
-    if (a_.out_type == PixelType::kBFloat16) store_floats(line, n, FloatType::kBFloat16, at, a_.out);
-    if (a_.out_type == PixelType::kFloat16) store_floats(line, n, FloatType::kFloat16, at, a_.out);
+    uint16_t* out = static_cast<uint16_t*>(a_.out) + at;
+    a_.out_type == PixelType::kBFloat16 ? rows_.to_bfloat16(line, n, out) : rows_.to_float16(line, n, out);
   }
 
   // Where channel c's pixel `at` goes in the output, and how it is normalised.
@@ -442,71 +362,184 @@ class View {
   }
   bool aligned(const float* out) const { return stream_ && reinterpret_cast<uintptr_t>(out) % 64 == 0; }
 
-  // Blurs, normalises and stores, kBlurRows rows at a time.
+  // Blurs, kBlurRows rows at a time; then normalises and stores, unless more is to be done on the image as a whole.
   void blur() {
     s_.kernel_x.build(int64_t(p_.blur_radius_x), p_.blur_sigma);
     s_.kernel_y.build(int64_t(p_.blur_radius_y), p_.blur_sigma);
+    float* other = whole_ ? s_.other(a_.channels) : nullptr;
+    const int64_t groups = (height_ + kBlurRows - 1) / kBlurRows;
+    // A gray image's channels are one.
+    const int64_t channels = p_.grayscale != 0 && !whole_ ? 1 : a_.channels;
+    each(channels * groups, std::max<int64_t>(1, row_grain() / kBlurRows),
+         [&](Lines& lines, int64_t begin, int64_t end) {
+           for (int64_t i = begin; i < end; ++i) blur_rows(i / groups, i % groups * kBlurRows, channels, other, lines);
+         });
+    if (whole_) std::swap(s_.image, s_.spare);
+  }
+
+  // The rows from y on of channel c, which is the first of all that are equal to it.
+  void blur_rows(int64_t c, int64_t y, int64_t channels, float* other, Lines& lines) {
     const int64_t reach_x = s_.kernel_x.reach, reach_y = s_.kernel_y.reach;
-    const auto reflect = [](int64_t at, int64_t n) { return at < 0 ? -at : at >= n ? 2 * (n - 1) - at : at; };
-    const int64_t left = row_steps(reach_x);  // where a padded row begins
-    float* middle[kBlurRows];
-    for (int64_t o = 0; o < kBlurRows; ++o) middle[o] = s_.padded.get() + o * s_.padded_pitch + left;
+    const int64_t some = std::min<int64_t>(kBlurRows, height_ - y), count = 2 * reach_y + some;
+    for (int64_t j = 0; j < count; ++j) {
+      const int64_t at = y + j - reach_y;
+      const int64_t row = at < 0 ? -at : at >= height_ ? 2 * (height_ - 1) - at : at;
+      lines.blur_rows[j] = channel(c) + row * width_;
+    }
+    float *middle[kBlurRows], *padded = lines.padded.get() + row_steps(reach_x);
+    for (int64_t o = 0; o < kBlurRows; ++o) middle[o] = padded + o * lines.padded_pitch;
+    rows_.blur_y(lines.blur_rows.get(), count, s_.kernel_y.weight, width_, middle);
+    for (int64_t o = 0; o < some; ++o) rows_.reflect(middle[o], width_, reach_x);
     // Blur and normalisation are one step, unless something comes between them.
-    const bool apart = a_.out_type == PixelType::kUint8 || p_.solarize != 0;
-    const bool floats = a_.out_type == PixelType::kFloat32 && !apart;
-    for (int64_t c = 0; c < a_.channels; ++c)
-      for (int64_t y = 0; y < height_; y += kBlurRows) {
-        const int64_t some = std::min<int64_t>(kBlurRows, height_ - y), count = 2 * reach_y + some;
-        for (int64_t j = 0; j < count; ++j) s_.blur_rows[j] = channel(c) + reflect(y + j - reach_y, height_) * width_;
-        rows_.blur_y(s_.blur_rows.get(), count, s_.kernel_y.weight, width_, middle);
-        for (int64_t o = 0; o < some; ++o) {
-          float* row = middle[o];
-          for (int64_t d = 1; d <= reach_x; ++d) {
-            row[-d] = row[reflect(-d, width_)];
-            row[width_ - 1 + d] = row[reflect(width_ - 1 + d, width_)];
+    const bool equal = channels < a_.channels;
+    const bool apart = a_.out_type == PixelType::kUint8 || point_ops_ || whole_ || equal;
+    const bool direct = a_.out_type == PixelType::kFloat32 && !apart;
+    const Target to = target(c, y * width_);
+    float* line = lines.line.get();
+    if (direct) line = static_cast<float*>(a_.out) + to.at;
+    if (other) line = other + c * s_.plane + y * width_;
+    rows_.blur_x({padded - reach_x, lines.padded_pitch, some, s_.kernel_x.weight, 2 * reach_x + 1, width_,
+                  apart ? 1 : to.factor, apart ? 0 : to.add, direct && aligned(line) && width_ % kRowStep == 0, line,
+                  width_});
+    if (direct || other) return;
+    if (!apart) return store_half(line, some * width_, to.at);
+    point_ops(line, some * width_);
+    for (int64_t k = c; k < (equal ? a_.channels : c + 1); ++k) store(k, y * width_, line, some * width_, lines);
+  }
+
+  // What needs the image as a whole, channel by channel.
+  void finish() {
+    float* other = p_.sharpen != 0 ? s_.other(a_.channels) : nullptr;
+    each(a_.channels, 1, [&](Lines& lines, int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        float* plane = channel(c);
+        if (other && height_ > 2 && width_ > 2) {
+          plane = other + c * s_.plane;
+          std::copy(channel(c), channel(c) + width_, plane);
+          for (int64_t y = 1; y + 1 < height_; ++y) {
+            const float* row = channel(c) + y * width_;
+            sharpen_row(row - width_, row, row + width_, width_, p_.sharpness, bound_, bound_ == 255,
+                        plane + y * width_);
           }
-          const Target to = target(c, (y + o) * width_);
-          float* line = floats ? static_cast<float*>(a_.out) + to.at : s_.line.get();
-          rows_.blur_x(row - reach_x, s_.kernel_x.weight, 2 * reach_x + 1, width_, apart ? 1 : to.factor,
-                       apart ? 0 : to.add, floats && aligned(line), line);
-          if (p_.solarize != 0) solarize(line, width_);
-          if (apart)
-            store(c, (y + o) * width_, line, width_);
-          else
-            store_half(line, width_, to.at);
+          std::copy(channel(c) + pixels_ - width_, channel(c) + pixels_, plane + pixels_ - width_);
         }
+        point_ops(plane, pixels_);
+        if (p_.autocontrast != 0) stretch_plane(plane, pixels_, bound_);
+        if (p_.equalize != 0)
+          equalize_plane(plane, pixels_, bound_ == 255 ? 1 : 255.999f, bound_ == 255 ? rounding_ : 0, bound_ / 255);
+        store(c, 0, plane, pixels_, lines);
       }
+    });
+  }
+
+  void erase() {
+    const int64_t top = int64_t(p_.erase_top), left = int64_t(p_.erase_left), width = int64_t(p_.erase_width);
+    if (stream_) rows_.stream_end();
+    for (int64_t c = 0; c < a_.channels; ++c)
+      for (int64_t y = top; y < top + int64_t(p_.erase_height); ++y)
+        for (int64_t x = left; x < left + width; ++x) {
+          const int64_t pixel = y * width_ + x;
+          float value = p_.erase_seed > 0 ? erase_noise(uint32_t(p_.erase_seed), pixel, c) : a_.erase[c];
+          const int64_t at = target(c, pixel).at;
+          if (a_.out_type == PixelType::kFloat32) {
+            static_cast<float*>(a_.out)[at] = value;
+          } else if (a_.out_type == PixelType::kUint8) {
+            // A value given is cut off, as where torch turns it into a byte; noise is rounded.
+            value = p_.erase_seed > 0 ? std::nearbyint(value) : value;
+            static_cast<uint8_t*>(a_.out)[at] = uint8_t(clamp(value, 255.f));
+          } else {
+            store_half(&value, 1, at);
+          }
+        }
   }
 
   const AugmentApply& a_;
   const AugmentRows& rows_;
   const AugmentParams& p_;
   const int64_t number_;
-  Scratch& s_;
+  Planes& s_;
+  Lines* const lines_;
   const int64_t height_, width_, pixels_;
   const bool stream_;  // whether float32 output goes past the caches
-  const bool blur_;
-  float bound_;  // the largest value: 255 or 1, as the images'
+  const bool blur_, whole_, point_ops_;
+  float bound_;     // the largest value: 255 or 1, as the images'
+  float rounding_;  // what a byte is more than the floor of
 };
+
+// An output that no cache holds need not push the images out of it.
+bool streams(const AugmentApply& a) {
+  return a.n * a.channels * a.out_height * a.out_width * int64_t(sizeof(float)) >= kStreamBytes;
+}
+
+// Scratch for views of several sizes, those of one size sharing it.
+template <class Scratch>
+class PerSize {
+ public:
+  Scratch& of(const AugmentApply& a) {
+    for (Entry& entry : entries_)
+      if (entry.height == a.out_height && entry.width == a.out_width) return entry.scratch;
+    entries_.push_back({a.out_height, a.out_width, Scratch(a)});
+    return entries_.back().scratch;
+  }
+
+ private:
+  struct Entry {
+    int64_t height, width;
+    Scratch scratch;
+  };
+  std::vector<Entry> entries_;
+};
+
+int64_t value_bytes(PixelType type) { return type == PixelType::kUint8 ? 1 : type == PixelType::kFloat32 ? 4 : 2; }
 
 }  // namespace
 
+float erase_noise(uint32_t seed, int64_t pixel, int64_t channel) {
+  const PhiloxBlock bits = philox({{uint32_t(pixel), uint32_t(channel), 0, 0}}, seed);
+  const double radius = std::sqrt(-2 * std::log((double(bits.word[0]) + 1) * 0x1p-32));
+  return float(radius * std::cos(6.283185307179586 * (bits.word[1] * 0x1p-32)));
+}
+
 void augment_sample(const AugmentSample& problem) {
   parallel_for(problem.n, 256, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      problem.params[i] = draw_params(problem.recipe, problem.stream, problem.index[i]);
+    AugmentStream stream = problem.stream;
+    for (int64_t i = begin; i < end; ++i) {
+      if (problem.shapes) {
+        stream.height = problem.shapes[3 * i];
+        stream.width = problem.shapes[3 * i + 1];
+      }
+      problem.params[i] = draw_params(problem.recipe, stream, problem.index[i]);
+    }
   });
 }
 
-void augment_apply(const AugmentApply& problem) {
+void augment_apply(const AugmentApply* views, int64_t count) {
+  if (count == 0) return;
   const AugmentRows& rows = augment_rows();
-  // An output that no cache holds need not push the images out of it.
-  const int64_t outputs = problem.n * problem.channels * problem.out_height * problem.out_width;
-  const bool stream = outputs * int64_t(sizeof(float)) >= kStreamBytes;
-  parallel_for(problem.n, 1, [&](int64_t begin, int64_t end) {
-    Scratch scratch(problem);
-    for (int64_t i = begin; i < end; ++i) View(problem, rows, problem.params[i], i, stream, &scratch).run();
-    if (stream) rows.stream_end();
+  const auto make = [&](const AugmentApply& view, int64_t i, Planes* planes, Lines* lines) {
+    if (!view.offsets) return View(view, rows, i, streams(view), planes, lines).run();
+    AugmentApply one = image_alone(view, i);
+    const int64_t values = view.channels * view.out_height * view.out_width;
+    one.out = static_cast<char*>(view.out) + i * values * value_bytes(view.out_type);
+    View(one, rows, 0, streams(view), planes, lines).run();
+  };
+  const int64_t n = views[0].n, threads = thread_count();
+  int64_t largest = 0;
+  for (int64_t v = 0; v < count; ++v) largest = std::max(largest, views[v].out_height * views[v].out_width);
+  if (n < threads && largest >= kRowThreadPixels) {
+    PerSize<Planes> planes;
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t v = 0; v < count; ++v) make(views[v], i, &planes.of(views[v]), nullptr);
+    return;
+  }
+  // Images differ in work: a thread that is done takes the next one.
+  std::atomic<int64_t> next{0};
+  parallel_for(std::min(n, threads), 1, [&](int64_t, int64_t) {
+    PerSize<Planes> planes;
+    PerSize<Lines> lines;
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;)
+      for (int64_t v = 0; v < count; ++v) make(views[v], i, &planes.of(views[v]), &lines.of(views[v]));
+    rows.stream_end();
   });
 }
 

@@ -1,5 +1,6 @@
-// From a recipe to one row of parameters: the same expressions as in fastcl/ops/augment.py, of operations that are
-// rounded correctly everywhere (+ - * / sqrt and rounding, in double, uncontracted), so that both give the same bits.
+// From a recipe to one row of parameters: the same expressions as in fastcl/ops/augment_table.py, of operations that
+// are rounded correctly everywhere (+ - * / sqrt and rounding, in double, uncontracted), so that both give the same
+// bits.
 #pragma once
 
 #include <cmath>
@@ -36,6 +37,17 @@ enum Draw {
   kDrawShearX,
   kDrawShearY,
   kDrawSolarize,
+  kDrawInvert,
+  kDrawPosterize,
+  kDrawSharpen,
+  kDrawAutocontrast,
+  kDrawEqualize,
+  kDrawRot90,
+  kDrawTurns,
+  kDrawCorners = 68,  // and the next seven: x, y of the upper left, upper right, lower right, lower left
+  kDrawErase = 76,
+  kDrawEraseSeed,
+  kDrawEraseBox = 80,  // as the crop's, for each of its tries
 };
 
 // The uniform numbers of one sample; computes a block of four when one of them is asked for.
@@ -53,7 +65,7 @@ class Draws {
     return bits_.word[draw % 4] * 0x1p-32;
   }
   FASTCL_HD double uniform(double low, double high, int draw) { return low + (high - low) * (*this)(draw); }
-  FASTCL_HD bool happens(double probability, int draw) { return (*this)(draw) < probability; }
+  FASTCL_HD bool happens(double probability, int draw) { return probability > 0 && (*this)(draw) < probability; }
 
  private:
   uint64_t seed_;
@@ -131,7 +143,7 @@ FASTCL_HD inline Box draw_crop(const AugmentRecipe& r, const AugmentStream& s, D
 }
 
 // The inverse map of torchvision's affine over the output's area.
-FASTCL_HD inline void draw_map(const AugmentRecipe& r, const AugmentStream& s, Draws& u, double map[9]) {
+FASTCL_HD inline void draw_affine(const AugmentRecipe& r, const AugmentStream& s, Draws& u, double map[9]) {
   const double width = s.out_width, height = s.out_height;
   const SinCos shear_x = portable_sin_cos(u.uniform(r.shear_x_min, r.shear_x_max, kDrawShearX));
   const double shear_y = u.uniform(r.shear_y_min, r.shear_y_max, kDrawShearY);
@@ -157,19 +169,84 @@ FASTCL_HD inline void draw_map(const AugmentRecipe& r, const AugmentStream& s, D
   map[5] = center_y - map[3] * x - map[4] * y;
 }
 
+// The inverse map of torchvision's perspective: it takes the drawn corners to the image's.
+FASTCL_HD inline void draw_perspective(const AugmentRecipe& r, const AugmentStream& s, Draws& u, double map[9]) {
+  const double width = s.out_width, height = s.out_height;
+  const double reach_x = std::floor(r.perspective * double(s.out_width / 2)) + 1.0;
+  const double reach_y = std::floor(r.perspective * double(s.out_height / 2)) + 1.0;
+  double x[4], y[4];
+  for (int corner = 0; corner < 4; ++corner) {
+    const bool right = corner == 1 || corner == 2, lower = corner >= 2;
+    x[corner] = std::floor(u(kDrawCorners + 2 * corner) * reach_x) + (right ? width - reach_x : 0.0);
+    y[corner] = std::floor(u(kDrawCorners + 2 * corner + 1) * reach_y) + (lower ? height - reach_y : 0.0);
+  }
+  // The map of the unit square to these corners (Heckbert 1989, section 2.2.3), then its adjugate, scaled to the image.
+  const double dx1 = x[1] - x[2], dx2 = x[3] - x[2], sx = x[0] - x[1] + x[2] - x[3];
+  const double dy1 = y[1] - y[2], dy2 = y[3] - y[2], sy = y[0] - y[1] + y[2] - y[3];
+  const double denominator = dx1 * dy2 - dx2 * dy1;
+  const double g = (sx * dy2 - dx2 * sy) / denominator, h = (dx1 * sy - sx * dy1) / denominator;
+  const double a = x[1] - x[0] + g * x[1], b = x[3] - x[0] + h * x[3], c = x[0];
+  const double d = y[1] - y[0] + g * y[1], e = y[3] - y[0] + h * y[3], f = y[0];
+  const double last_x = width - 1.0, last_y = height - 1.0;
+  double m[9] = {(e - f * h) * last_x, (c * h - b) * last_x, (b * f - c * e) * last_x,
+                 (f * g - d) * last_y, (a - c * g) * last_y, (c * d - a * f) * last_y,
+                 d * h - e * g,        b * g - a * h,        a * e - b * d};
+  // That is between positions of which torchvision takes the pixels' centres to be at + 0.5; ours count from the
+  // middle.
+  const double middle_x = width * 0.5, middle_y = height * 0.5;
+  for (int row : {0, 3, 6}) m[row + 2] = m[row + 2] + m[row] * middle_x + m[row + 1] * middle_y;
+  for (int i = 0; i < 3; ++i) {
+    m[i] = m[i] - middle_x * m[6 + i];
+    m[3 + i] = m[3 + i] - middle_y * m[6 + i];
+  }
+  const double scale = m[8];
+  bool exists = true;  // the corners span an area
+  for (double& value : m) {
+    value /= scale;
+    exists = exists && std::fabs(value) <= 1e30;
+  }
+  if (exists) std::memcpy(map, m, sizeof m);
+}
+
+FASTCL_HD inline void draw_erase(const AugmentRecipe& r, const AugmentStream& s, Draws& u, AugmentParams* p) {
+  const double height = s.out_height, width = s.out_width;
+  for (int at = kDrawEraseBox; at < kDrawEraseBox + 4 * kCropTries; at += 4) {
+    const double area = height * width * u.uniform(r.erase_scale_min, r.erase_scale_max, at + kCropArea);
+    const double ratio = portable_exp(u.uniform(r.erase_log_ratio_min, r.erase_log_ratio_max, at + kCropRatio));
+    const double h = std::nearbyint(std::sqrt(area * ratio)), w = std::nearbyint(std::sqrt(area / ratio));
+    if (!(h < height && w < width)) continue;
+    if (!(h > 0 && w > 0)) return;
+    p->erase_top = float(std::floor(u(at + kCropTop) * (height - h + 1.0)));
+    p->erase_left = float(std::floor(u(at + kCropLeft) * (width - w + 1.0)));
+    p->erase_height = float(h);
+    p->erase_width = float(w);
+    p->erase_seed = float((1.0 + std::floor(u(kDrawEraseSeed) * 16777215.0)) * r.erase_noise);
+    return;
+  }
+}
+
 FASTCL_HD inline AugmentParams draw_params(const AugmentRecipe& r, const AugmentStream& s, int64_t index) {
   Draws u(s, uint32_t(r.pass), index);
   Box box = draw_crop(r, s, u);
   const bool hflip = u.happens(r.hflip_p, kDrawHflip), vflip = u.happens(r.vflip_p, kDrawVflip);
   double map[9] = {1, 0, 0, 0, 1, 0, 0, 0, 1};
-  if (u.happens(r.warp_p, kDrawWarp)) draw_map(r, s, u, map);
+  if (u.happens(r.warp_p, kDrawWarp)) r.perspective < 0 ? draw_affine(r, s, u, map) : draw_perspective(r, s, u, map);
+  if (u.happens(r.rot90_p, kDrawRot90)) {
+    const double turns =
+        s.out_height == s.out_width ? std::floor(u(kDrawTurns) * 4.0) : 2.0 * std::floor(u(kDrawTurns) * 2.0);
+    for (int i : {0, 3, 6}) {
+      const double x = map[i], y = map[i + 1];
+      map[i] = turns == 0 ? x : turns == 1 ? y : turns == 2 ? 0.0 - x : 0.0 - y;
+      map[i + 1] = turns == 0 ? y : turns == 1 ? 0.0 - x : turns == 2 ? 0.0 - y : x;
+    }
+  }
   // Flips are applied between crop and warp. One before the crop mirrors the box; one after the warp mirrors the map.
   if (hflip && int(r.hflip_at) == kBeforeCrop) box.left = s.width - box.width - box.left;
   if (vflip && int(r.vflip_at) == kBeforeCrop) box.top = s.height - box.height - box.top;
   if (hflip && int(r.hflip_at) == kAfterWarp)
-    for (int i : {1, 2, 3}) map[i] = 0.0 - map[i];
+    for (int i : {1, 2, 3, 6}) map[i] = 0.0 - map[i];
   if (vflip && int(r.vflip_at) == kAfterWarp)
-    for (int i : {1, 3, 5}) map[i] = 0.0 - map[i];
+    for (int i : {1, 3, 5, 7}) map[i] = 0.0 - map[i];
 
   AugmentParams p{};
   p.crop_top = float(box.top);
@@ -205,8 +282,15 @@ FASTCL_HD inline AugmentParams draw_params(const AugmentRecipe& r, const Augment
     p.blur_radius_x = float(r.blur_radius_x < 0 ? std::fmin(reach, s.out_width - 1.0) : r.blur_radius_x);
     p.blur_radius_y = float(r.blur_radius_y < 0 ? std::fmin(reach, s.out_height - 1.0) : r.blur_radius_y);
   }
+  p.sharpen = u.happens(r.sharpen_p, kDrawSharpen);
+  p.sharpness = float(r.sharpness);
+  p.invert = u.happens(r.invert_p, kDrawInvert);
+  p.posterize = u.happens(r.posterize_p, kDrawPosterize) ? float(r.posterize_levels) : 0.f;
   p.solarize = u.happens(r.solarize_p, kDrawSolarize);
   p.solarize_threshold = float(r.solarize_threshold);
+  p.autocontrast = u.happens(r.autocontrast_p, kDrawAutocontrast);
+  p.equalize = u.happens(r.equalize_p, kDrawEqualize);
+  if (u.happens(r.erase_p, kDrawErase)) draw_erase(r, s, u, &p);
   return p;
 }
 
@@ -235,7 +319,14 @@ FASTCL_HD inline bool params_fit(const AugmentParams& p, const AugmentApply& a, 
   whole(p.grayscale, 0, color ? 1.f : 0.f);
   whole(p.blur_radius_x, 0, float(a.out_width - 1));
   whole(p.blur_radius_y, 0, float(a.out_height - 1));
-  whole(p.solarize, 0, 1);
+  for (const float* v : {&p.sharpen, &p.invert, &p.solarize, &p.autocontrast, &p.equalize}) whole(*v, 0, 1);
+  require(p.sharpness >= 0, &p.sharpness);
+  whole(p.posterize, 0, 256);
+  whole(p.erase_top, 0, float(a.out_height));
+  whole(p.erase_left, 0, float(a.out_width));
+  whole(p.erase_height, 0, float(a.out_height) - p.erase_top);
+  whole(p.erase_width, 0, float(a.out_width) - p.erase_left);
+  whole(p.erase_seed, 0, float((1 << 24) - 1));
   return *bad == kParams;
 }
 

@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "augment/augment.h"
+#include "common/float_types.h"
 #include "common/simd.h"
 
 namespace fastcl {
@@ -37,10 +39,31 @@ struct BlendRows {
   int64_t out_pitch;
 };
 
-// One to three planes that are changed together.
-struct Planes {
+// Some of ColorOp, one after another, on n pixels of one plane or of three.
+struct ColorRun {
   float* channel[3];
-  int64_t channels, n;
+  int64_t channels, n;  // channels: 1 or 3; of one, only brightness and contrast do anything
+  int op[4];
+  int ops;
+  float brightness, contrast, contrast_add, saturation, hue;  // contrast: v * contrast + contrast_add
+  float bound;                                                // the largest value
+  bool gray;                                                  // comes last
+  bool sum;                                                   // whether the sum of the gray is wanted
+  float* out[3];  // null: in place; else exactly out[c][i] = value * factor[c] + add[c]
+  float factor[3], add[3];
+  bool stream;  // out: past the caches
+};
+
+// Exactly out[r, x] = (sum over t of weight[t] in[r, x + t]) * factor + add; kRowStep values beyond in[r] can be read.
+struct BlurRows {
+  const float* in;
+  int64_t in_pitch, rows;
+  const float* weight;
+  int64_t taps, n;
+  float factor, add;
+  bool stream;  // past the caches
+  float* out;
+  int64_t out_pitch;
 };
 
 struct AugmentRows {
@@ -50,22 +73,20 @@ struct AugmentRows {
   // One row of each channel by its taps in x; may read 2 kRowStep values beyond the last tap.
   void (*resize)(const ResizeTaps& taps, const float* in, int64_t in_pitch, int64_t channels, float* out,
                  int64_t out_pitch);
-  // clamp(v * factor + add)
-  void (*scale)(const Planes& p, float factor, float add, float bound);
-  void (*saturate)(const Planes& p, float factor, float bound);
-  void (*shift_hue)(const Planes& p, float turns);
-  void (*to_gray)(const Planes& p);
+  // The sum of the gray of exactly n pixels, or 0.
+  double (*color)(const ColorRun& run);
   // bound - v where v is not below the threshold
   void (*solarize)(float* v, int64_t n, float threshold, float bound);
-  // The sum of the gray of exactly n pixels.
-  double (*gray_sum)(const Planes& p);
   // out[o][x] = sum over j of weight[j - o] rows[j][x] for each of kBlurRows; weight[1 - kBlurRows ...] can be read.
   void (*blur_y)(const float* const* rows, int64_t count, const float* weight, int64_t n, float* const* out);
-  // Exactly out[x] = (sum over t of weight[t] in[x + t]) * factor + add, n values; `stream`: past the caches.
-  void (*blur_x)(const float* in, const float* weight, int64_t taps, int64_t n, float factor, float add, bool stream,
-                 float* out);
+  void (*blur_x)(const BlurRows& run);
+  // The row's reflection into `reach` values beyond each of its ends, and whatever into the rest of a kRowStep.
+  void (*reflect)(float* row, int64_t n, int64_t reach);
   // Exactly out[i] = in[i] * factor + add, n values.
   void (*normalize)(const float* in, int64_t n, float factor, float add, bool stream, float* out);
+  // Exactly n values, to nearest even.
+  void (*to_bfloat16)(const float* in, int64_t n, uint16_t* out);
+  void (*to_float16)(const float* in, int64_t n, uint16_t* out);
   // To be called before another thread may read what was streamed.
   void (*stream_end)();
 };

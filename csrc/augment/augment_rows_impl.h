@@ -81,68 +81,126 @@ struct AugmentLoops {
     }
   }
 
-  static void scale(const Planes& p, float factor_, float add_, float bound_) {
-    const F factor = V::set(factor_), add = V::set(add_), bound = V::set(bound_);
-    for (int64_t c = 0; c < p.channels; ++c) {
-      float* v = p.channel[c];
-      const int64_t n = p.n;
-      for (int64_t i = 0; i < n; i += kLanes) V::store(v + i, clamp(V::fma(V::load(v + i), factor, add), bound));
-    }
+  template <int kValue>
+  struct Count {
+    static constexpr int value = kValue;
+  };
+
+  static FASTCL_INLINE void put(bool stream, float* p, F v) { stream ? V::stream(p, v) : V::store(p, v); }
+  static FASTCL_INLINE void put_some(float* p, F v, int64_t n) {
+    float lanes[kLanes];
+    V::store(lanes, v);
+    for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
   }
 
-  // Calls pixel(r, g, b), which changes them, over three planes.
-  template <class Pixel>
-  static FASTCL_INLINE void each_pixel(const Planes& p, Pixel pixel) {
-    float *red = p.channel[0], *green = p.channel[1], *blue = p.channel[2];
-    const int64_t n = p.n;
-    for (int64_t i = 0; i < n; i += kLanes) {
-      F r = V::load(red + i), g = V::load(green + i), b = V::load(blue + i);
-      pixel(r, g, b);
-      V::store(red + i, r);
-      V::store(green + i, g);
-      V::store(blue + i, b);
-    }
-  }
+  template <int kChannels, int kCount>
+  using Pixels = F[kChannels][kCount];
 
-  static void saturate(const Planes& p, float factor_, float bound_) {
-    const F factor = V::set(factor_), rest = V::set(1 - factor_), bound = V::set(bound_);
-    each_pixel(p, [&](F& r, F& g, F& b) {
-      const F add = V::mul(gray(r, g, b), rest);
-      r = clamp(V::fma(r, factor, add), bound);
-      g = clamp(V::fma(g, factor, add), bound);
-      b = clamp(V::fma(b, factor, add), bound);
-    });
-  }
+  // What a color run multiplies by.
+  struct ColorFactors {
+    F brightness, contrast, contrast_add, saturation, saturation_rest, bound, hue[3];
+
+    explicit FASTCL_INLINE ColorFactors(const ColorRun& run)
+        : brightness(V::set(run.brightness)),
+          contrast(V::set(run.contrast)),
+          contrast_add(V::set(run.contrast_add)),
+          saturation(V::set(run.saturation)),
+          saturation_rest(V::set(1 - run.saturation)),
+          bound(V::set(run.bound)) {
+      for (int c = 0; c < 3; ++c) {
+        const double o = 6.0 * double(run.hue) - 2 * c;  // in [-7, 3]
+        hue[c] = V::set(float(o < -6 ? o + 6 : o >= 0 ? o - 6 : o));
+      }
+    }
+  };
 
   // HSV without a division: with the chroma C = most - least, hue (in sixths of the circle) is carried times C. A
   // channel is least + C clamp(d - 1, 0, 1), d from 0 to 3 being how far the hue is from the channel's opposite. With
   // the channel itself at 0 and +-6, d = | |hue + offset| - 3 |; where hue + offset is below -6, d is too large, but
   // above 2 in any case.
-  static void shift_hue(const Planes& p, float turns) {
-    F offset[3];
-    for (int c = 0; c < 3; ++c) {
-      const double o = 6.0 * double(turns) - 2 * c;  // in [-7, 3]
-      offset[c] = V::set(float(o < -6 ? o + 6 : o >= 0 ? o - 6 : o));
-    }
-    each_pixel(p, [&](F& r, F& g, F& b) {
-      const F most = V::max(V::max(r, g), b), least = V::min(V::min(r, g), b), chroma = V::sub(most, least);
-      F hue = V::fma(chroma, V::set(4.f), V::sub(r, g));
-      hue = V::select_equal(most, g, V::fma(chroma, V::set(2.f), V::sub(b, r)), hue);
-      hue = V::select_equal(most, r, V::sub(g, b), hue);  // in [-C, 5 C]
-      const F half = V::mul(chroma, V::set(3.f)), lowest = V::sub(least, chroma);
-      const auto channel = [&](F o) {
-        const F d = V::abs(V::sub(V::abs(V::fma(chroma, o, hue)), half));
-        return V::min(V::max(V::add(lowest, d), least), most);
-      };
-      r = channel(offset[0]);
-      g = channel(offset[1]);
-      b = channel(offset[2]);
-    });
+  static FASTCL_INLINE void shift_hue(F& r, F& g, F& b, const F (&offset)[3]) {
+    const F most = V::max(V::max(r, g), b), least = V::min(V::min(r, g), b), chroma = V::sub(most, least);
+    F hue = V::fma(chroma, V::set(4.f), V::sub(r, g));
+    hue = V::select_equal(most, g, V::fma(chroma, V::set(2.f), V::sub(b, r)), hue);
+    hue = V::select_equal(most, r, V::sub(g, b), hue);  // in [-C, 5 C]
+    const F half = V::mul(chroma, V::set(3.f)), lowest = V::sub(least, chroma);
+    const auto channel = [&](F o) {
+      const F d = V::abs(V::sub(V::abs(V::fma(chroma, o, hue)), half));
+      return V::min(V::max(V::add(lowest, d), least), most);
+    };
+    r = channel(offset[0]);
+    g = channel(offset[1]);
+    b = channel(offset[2]);
   }
 
-  static void to_gray(const Planes& p) {
-    each_pixel(p, [](F& r, F& g, F& b) { r = g = b = gray(r, g, b); });
+  // One op on vectors in registers. The branch is the same for every pixel of a run.
+  template <int kChannels, int kCount>
+  static FASTCL_INLINE void color_op(int code, Pixels<kChannels, kCount>& v, const ColorFactors& f) {
+    if (code == kBrightness) {
+      FASTCL_UNROLL for (int c = 0; c < kChannels; ++c) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) v[c][k] =
+          clamp(V::mul(v[c][k], f.brightness), f.bound);
+    } else if (code == kContrast) {
+      FASTCL_UNROLL for (int c = 0; c < kChannels; ++c) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) v[c][k] =
+          clamp(V::fma(v[c][k], f.contrast, f.contrast_add), f.bound);
+    } else if constexpr (kChannels == 3) {
+      if (code == kSaturation) {
+        FASTCL_UNROLL for (int k = 0; k < kCount; ++k) {
+          const F add = V::mul(gray(v[0][k], v[1][k], v[2][k]), f.saturation_rest);
+          FASTCL_UNROLL for (int c = 0; c < 3; ++c) v[c][k] = clamp(V::fma(v[c][k], f.saturation, add), f.bound);
+        }
+      } else if (code == kHue) {
+        FASTCL_UNROLL for (int k = 0; k < kCount; ++k) shift_hue(v[0][k], v[1][k], v[2][k], f.hue);
+      }
+    }
   }
+
+  // Pixels are loaded once, taken through all ops in registers and stored once.
+  template <int kChannels>
+  static FASTCL_INLINE double color_of(const ColorRun& run_) {
+    const ColorRun run = run_;  // a copy: the stores could change the argument
+    const ColorFactors factors(run);
+    F sum = V::set(0.f);
+    double rest = 0;
+    const auto pixels = [&](auto number, int64_t i, int64_t left) {
+      constexpr int kCount = decltype(number)::value;
+      Pixels<kChannels, kCount> v;
+      FASTCL_UNROLL for (int c = 0; c < kChannels; ++c) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) v[c][k] =
+          V::load(run.channel[c] + i + k * kLanes);
+      for (int o = 0; o < run.ops; ++o) color_op<kChannels, kCount>(run.op[o], v, factors);
+      if (run.sum) {
+        FASTCL_UNROLL for (int k = 0; k < kCount; ++k) {
+          const F luma = kChannels == 3 ? gray(v[0][k], v[kChannels / 2][k], v[kChannels - 1][k]) : v[0][k];
+          if (left >= kLanes) {
+            sum = V::add(sum, luma);
+          } else {
+            float lanes[kLanes];
+            V::store(lanes, luma);
+            for (int64_t x = 0; x < left; ++x) rest += double(lanes[x]);
+          }
+        }
+      }
+      if constexpr (kChannels == 3) {
+        if (run.gray)
+          FASTCL_UNROLL for (int k = 0; k < kCount; ++k) v[0][k] = v[1][k] = v[2][k] = gray(v[0][k], v[1][k], v[2][k]);
+      }
+      FASTCL_UNROLL for (int c = 0; c < kChannels; ++c) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) {
+        if (!run.out[0]) {
+          V::store(run.channel[c] + i + k * kLanes, v[c][k]);
+          continue;
+        }
+        float* out = run.out[c] + i + k * kLanes;
+        const F value = V::fma(v[c][k], V::set(run.factor[c]), V::set(run.add[c]));
+        left >= kLanes ? put(run.stream, out, value) : put_some(out, value, left);
+      }
+    };
+    constexpr int kSide = kLanes == 16 ? 2 : 1;  // as many as there are registers for
+    int64_t i = 0;
+    for (; i + kSide * kLanes <= run.n; i += kSide * kLanes) pixels(Count<kSide>(), i, kLanes);
+    for (; i < run.n; i += kLanes) pixels(Count<1>(), i, run.n - i);
+    return double(V::sum(sum)) + rest;
+  }
+
+  static double color(const ColorRun& run) { return run.channels == 3 ? color_of<3>(run) : color_of<1>(run); }
 
   static void solarize(float* v, int64_t n, float threshold_, float bound_) {
     const F threshold = V::set(threshold_), bound = V::set(bound_);
@@ -152,26 +210,6 @@ struct AugmentLoops {
       V::store(v + i, V::select_equal(V::max(value, threshold), value, V::sub(bound, value), value));
     }
   }
-
-  static double gray_sum(const Planes& p) {
-    const float* red = p.channel[0];
-    const float* green = p.channels == 3 ? p.channel[1] : red;
-    const float* blue = p.channels == 3 ? p.channel[2] : red;
-    F sum = V::set(0.f);
-    int64_t i = 0;
-    for (; i + kLanes <= p.n; i += kLanes)
-      sum = V::add(sum,
-                   p.channels == 3 ? gray(V::load(red + i), V::load(green + i), V::load(blue + i)) : V::load(red + i));
-    double total = double(V::sum(sum));
-    for (; i < p.n; ++i)
-      total += double(p.channels == 3 ? 0.2989f * red[i] + 0.587f * green[i] + 0.114f * blue[i] : red[i]);
-    return total;
-  }
-
-  template <int kValue>
-  struct Count {
-    static constexpr int value = kValue;
-  };
 
   // So many vectors side by side, each with sums of its own, hide the latency of the multiply-add.
   static void blur_y(const float* const* rows, int64_t count, const float* weight, int64_t n, float* const* out) {
@@ -196,30 +234,51 @@ struct AugmentLoops {
     for (; x < n; x += kLanes) vectors(Count<1>(), x);
   }
 
-  static FASTCL_INLINE void put(bool stream, float* p, F v) { stream ? V::stream(p, v) : V::store(p, v); }
-
-  static void blur_x(const float* in, const float* weight, int64_t taps, int64_t n, float factor_, float add_,
-                     bool stream, float* out) {
-    const F factor = V::set(factor_), add = V::set(add_);
-    const auto vectors = [&](auto number, int64_t x) {
+  // So many rows and vectors side by side hide the latency of the multiply-add.
+  template <int kRows>
+  static FASTCL_INLINE void blur_rows(const BlurRows& b, int64_t row) {
+    const F factor = V::set(b.factor), add = V::set(b.add);
+    const float* in = b.in + row * b.in_pitch;
+    float* out = b.out + row * b.out_pitch;
+    const auto vectors = [&](auto number, int64_t x, bool stream, int64_t left) {
       constexpr int kCount = decltype(number)::value;
-      F sum[kCount];
-      FASTCL_UNROLL for (int k = 0; k < kCount; ++k) sum[k] = V::set(0.f);
-      for (int64_t t = 0; t < taps; ++t) {
-        const F w = V::set(weight[t]);
-        FASTCL_UNROLL for (int k = 0; k < kCount; ++k) sum[k] = V::fma(V::load(in + x + t + k * kLanes), w, sum[k]);
+      F sum[kRows][kCount];
+      FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) sum[r][k] =
+          V::set(0.f);
+      for (int64_t t = 0; t < b.taps; ++t) {
+        const F w = V::set(b.weight[t]);
+        const float* from = in + x + t;
+        FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) sum[r][k] =
+            V::fma(V::load(from + r * b.in_pitch + k * kLanes), w, sum[r][k]);
       }
-      FASTCL_UNROLL for (int k = 0; k < kCount; ++k) put(stream, out + x + k * kLanes, V::fma(sum[k], factor, add));
+      FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) {
+        float* to = out + r * b.out_pitch + x + k * kLanes;
+        const F value = V::fma(sum[r][k], factor, add);
+        left >= kLanes ? put(stream, to, value) : put_some(to, value, left);
+      }
     };
     int64_t x = 0;
-    for (; x + 8 * kLanes <= n; x += 8 * kLanes) vectors(Count<8>(), x);
-    for (; x + 2 * kLanes <= n; x += 2 * kLanes) vectors(Count<2>(), x);
-    for (; x + kLanes <= n; x += kLanes) vectors(Count<1>(), x);
-    for (; x < n; ++x) {
-      float sum = 0;
-      for (int64_t t = 0; t < taps; ++t) sum = V::fma(in[x + t], weight[t], sum);
-      out[x] = V::fma(sum, factor_, add_);
-    }
+    for (; x + 2 * kLanes <= b.n; x += 2 * kLanes) vectors(Count<2>(), x, b.stream, kLanes);
+    for (; x + kLanes <= b.n; x += kLanes) vectors(Count<1>(), x, b.stream, kLanes);
+    if (x < b.n) vectors(Count<1>(), x, false, b.n - x);
+  }
+
+  static void blur_x(const BlurRows& run) {
+    const BlurRows b = run;  // a copy: the stores could change the argument
+    int64_t row = 0;
+    for (; row + kBlurRows <= b.rows; row += kBlurRows) blur_rows<kBlurRows>(b, row);
+    for (; row < b.rows; ++row) blur_rows<1>(b, row);
+  }
+
+  static void reflect(float* row, int64_t n, int64_t reach) {
+    static constexpr int32_t kDescending[16] = {15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0};
+    const I descending = V::load_int(kDescending + 16 - kLanes);
+    const auto reversed = [&](const float* p) {
+      const F v = V::load(p);
+      return V::lookup(v, v, descending);
+    };
+    for (int64_t d = 0; d < reach; d += kLanes) V::store(row - d - kLanes, reversed(row + 1 + d));
+    for (int64_t d = 0; d < reach; d += kLanes) V::store(row + n + d, reversed(row + n - 1 - d - kLanes));
   }
 
   static void normalize(const float* in, int64_t n, float factor_, float add_, bool stream, float* out) {
@@ -229,8 +288,21 @@ struct AugmentLoops {
     for (; i < n; ++i) out[i] = V::fma(in[i], factor_, add_);
   }
 
-  static constexpr AugmentRows kTable = {blend<uint8_t>, blend<float>, resize, scale,  saturate,  shift_hue,    to_gray,
-                                         solarize,       gray_sum,     blur_y, blur_x, normalize, V::stream_end};
+  static void to_bfloat16(const float* in, int64_t n, uint16_t* out) {
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) V::store_bfloat16(out + i, V::load(in + i));
+    for (; i < n; ++i) out[i] = float_to_bfloat16(in[i]);
+  }
+
+  static void to_float16(const float* in, int64_t n, uint16_t* out) {
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) V::store_float16(out + i, V::load(in + i));
+    for (; i < n; ++i) out[i] = float_to_float16(in[i]);
+  }
+
+  static constexpr AugmentRows kTable = {blend<uint8_t>, blend<float>, resize,     color,
+                                         solarize,       blur_y,       blur_x,     reflect,
+                                         normalize,      to_bfloat16,  to_float16, V::stream_end};
 };
 
 }  // namespace fastcl

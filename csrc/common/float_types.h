@@ -4,34 +4,36 @@
 #include <cstdint>
 #include <cstring>
 
+#include "common/portable.h"
+
 namespace fastcl {
 
 enum class FloatType { kFloat32, kBFloat16, kFloat16 };
 
-inline int64_t size_of(FloatType type) { return type == FloatType::kFloat32 ? 4 : 2; }
+FASTCL_HD inline int64_t size_of(FloatType type) { return type == FloatType::kFloat32 ? 4 : 2; }
 
-inline float bits_to_float(uint32_t bits) {
+FASTCL_HD inline float bits_to_float(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
 
-inline uint32_t float_to_bits(float value) {
+FASTCL_HD inline uint32_t float_to_bits(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
 }
 
-inline float bfloat16_to_float(uint16_t half) { return bits_to_float(uint32_t(half) << 16); }
+FASTCL_HD inline float bfloat16_to_float(uint16_t half) { return bits_to_float(uint32_t(half) << 16); }
 
 // Round to nearest even; NaN stays NaN.
-inline uint16_t float_to_bfloat16(float value) {
+FASTCL_HD inline uint16_t float_to_bfloat16(float value) {
   const uint32_t bits = float_to_bits(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return uint16_t((bits >> 16) | 0x40u);
   return uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-inline float float16_to_float(uint16_t half) {
+FASTCL_HD inline float float16_to_float(uint16_t half) {
   const uint32_t sign = uint32_t(half & 0x8000u) << 16, rest = half & 0x7fffu;
   if (rest >= 0x7c00u) return bits_to_float(sign | 0x7f800000u | ((rest & 0x3ffu) << 13));
   // 2^112 re-biases the exponent, and makes a subnormal half a normal float, exactly.
@@ -40,7 +42,7 @@ inline float float16_to_float(uint16_t half) {
 }
 
 // Round to nearest even; overflow gives infinity, NaN stays NaN.
-inline uint16_t float_to_float16(float value) {
+FASTCL_HD inline uint16_t float_to_float16(float value) {
   const uint32_t bits = float_to_bits(value), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return uint16_t(sign | 0x7e00u);
   if (magnitude >= 0x477ff000u) return uint16_t(sign | 0x7c00u);

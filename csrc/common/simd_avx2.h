@@ -31,6 +31,21 @@ struct Avx2 {
   }
   static FASTCL_INLINE void stream(float* p, F value) { _mm256_stream_ps(p, value); }
   static FASTCL_INLINE void stream_end() { _mm_sfence(); }
+  // To nearest even; NaN stays NaN.
+  static FASTCL_INLINE void store_bfloat16(uint16_t* p, F value) {
+    const I bits = _mm256_castps_si256(value),
+            odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const I rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const I quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const F kept = _mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(quiet),
+                                    _mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+    const I high = _mm256_srli_epi32(_mm256_castps_si256(kept), 16);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1)));
+  }
+  static FASTCL_INLINE void store_float16(uint16_t* p, F value) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+  }
   static FASTCL_INLINE I load_int(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static FASTCL_INLINE I add_int(I a, int32_t b) { return _mm256_add_epi32(a, _mm256_set1_epi32(b)); }
   static FASTCL_INLINE F lookup(F low, F high, I at) {

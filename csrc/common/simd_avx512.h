@@ -31,6 +31,18 @@ struct Avx512 {
   }
   static FASTCL_INLINE void stream(float* p, F value) { _mm512_stream_ps(p, value); }
   static FASTCL_INLINE void stream_end() { _mm_sfence(); }
+  // To nearest even; NaN stays NaN.
+  static FASTCL_INLINE void store_bfloat16(uint16_t* p, F value) {
+    const I bits = _mm512_castps_si512(value),
+            odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const I rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const I quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    const I kept = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q), quiet);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
+  }
+  static FASTCL_INLINE void store_float16(uint16_t* p, F value) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+  }
   static FASTCL_INLINE I load_int(const int32_t* p) { return _mm512_loadu_si512(p); }
   static FASTCL_INLINE I add_int(I a, int32_t b) { return _mm512_add_epi32(a, _mm512_set1_epi32(b)); }
   static FASTCL_INLINE F lookup(F low, F high, I at) { return _mm512_permutex2var_ps(low, at, high); }

@@ -1,6 +1,7 @@
 // Four lanes in plain C++: SSE2 or NEON where the compiler sees fit.
 #pragma once
 
+#include "common/float_types.h"
 #include "common/simd.h"
 
 namespace fastcl {
@@ -73,6 +74,13 @@ struct Portable {
   static FASTCL_INLINE void stream(float* p, F value) { store(p, value); }
   // To be called before another thread may read what was streamed.
   static FASTCL_INLINE void stream_end() {}
+  // To nearest even; NaN stays NaN.
+  static FASTCL_INLINE void store_bfloat16(uint16_t* p, F value) {
+    for (int i = 0; i < kLanes; ++i) p[i] = float_to_bfloat16(value[i]);
+  }
+  static FASTCL_INLINE void store_float16(uint16_t* p, F value) {
+    for (int i = 0; i < kLanes; ++i) p[i] = float_to_float16(value[i]);
+  }
   static FASTCL_INLINE I load_int(const int32_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
   static FASTCL_INLINE I add_int(I a, int32_t b) {
     return {{a.lane[0] + b, a.lane[1] + b, a.lane[2] + b, a.lane[3] + b}};

@@ -5,7 +5,9 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <initializer_list>
+#include <vector>
 
 #include "common/check.h"
 #include "common/float_types.h"
@@ -43,8 +45,27 @@ inline bool same_shape(const Tensor& a, const Tensor& b) {
   return true;
 }
 
+inline Tensor as_contiguous(const Tensor& tensor) {  // the dispatcher is called only where there is something to do
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+// Contiguous, uninitialised, on the device of `like`. Not through the dispatcher: a small op would wait for it.
+inline Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0; stride *= std::max<int64_t>(sizes[d], 1)) strides[d] = stride;
+  int32_t device_type, device_index;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), dtype,
+                                                         device_type, device_index, &handle));
+  return Tensor(handle);
+}
+
 inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
-  return torch::stable::new_empty(like, {sizes.begin(), sizes.size()}, type);
+  return new_tensor(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type);
 }
 
 inline const float* floats(const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); }
@@ -54,7 +75,7 @@ inline Tensor float_vector(const char* op, const char* name, const Tensor& tenso
   check_dtype(op, name, tensor, ScalarType::Float);
   FASTCL_CHECK(tensor.dim() == 1 && tensor.size(0) == count, op, ": ", name, " must be [", count, "], got ",
                shape(tensor));
-  return torch::stable::contiguous(tensor);
+  return as_contiguous(tensor);
 }
 
 // A precision as torch.get_float32_matmul_precision() names it.

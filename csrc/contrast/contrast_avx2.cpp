@@ -10,7 +10,7 @@ FASTCL_AVX2_BEGIN
 
 namespace fastcl {
 
-static const ContrastKernels& table = ContrastTiles<Avx2, Float32Products<Avx2>, 6, 2>::kTable;
+static const ContrastKernels& table = ContrastTiles<Avx2, Float32Products<Avx2>, 6, 2, 6, 2>::kTable;
 
 }  // namespace fastcl
 FASTCL_TARGET_END

@@ -10,7 +10,7 @@ FASTCL_AVX512_BEGIN
 
 namespace fastcl {
 
-static const ContrastKernels& table = ContrastTiles<Avx512, Float32Products<Avx512>, 8, 2>::kTable;
+static const ContrastKernels& table = ContrastTiles<Avx512, Float32Products<Avx512>, 8, 3, 6, 4>::kTable;
 
 }  // namespace fastcl
 FASTCL_TARGET_END

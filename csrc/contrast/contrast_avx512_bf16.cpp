@@ -33,7 +33,7 @@ struct Bfloat16Products {
   }
 };
 
-static const ContrastKernels& table = ContrastTiles<Avx512, Bfloat16Products, 8, 2>::kTable;
+static const ContrastKernels& table = ContrastTiles<Avx512, Bfloat16Products, 8, 3, 6, 4>::kTable;
 
 }  // namespace fastcl
 FASTCL_TARGET_END

@@ -19,6 +19,7 @@ constexpr int kTilesWanted = 10;            // blocks of rows that keep a handfu
 constexpr int64_t kScratchBytes = 1 << 20;  // of a tile and its operands: half of a usual L2
 constexpr int64_t kGroupBytes = 6 << 20;    // blocks that are visited together: two groups fit in L3
 constexpr int64_t kMinGroup = 4;
+constexpr int64_t kThreadFlop = 16 << 20;  // of a thread in one pass, at least: fewer are done before another has woken
 constexpr int kSpins = 5000;  // of waiting, some hundred microseconds, before a thread sleeps
 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
@@ -48,7 +49,7 @@ enum class Pass { kMaxima, kSums, kGradient };
 
 // What one thread writes while it works on a tile.
 struct Scratch {
-  Buffer<float> g_rows, g_cols, q_block, k_block;
+  Buffer<float> g_rows, g_cols, panel;
   float row_out[kMaxTile], col_out[kMaxTile];
 };
 
@@ -169,7 +170,9 @@ class TilePass {
     for (auto& turn : row_turn_) turn.store(0, std::memory_order_relaxed);
     for (auto& turn : col_turn_) turn.store(0, std::memory_order_relaxed);
     next_tile_.store(0);
-    const int64_t threads = std::min<int64_t>(thread_count(), row_blocks_ * col_blocks_);
+    const int64_t tiles = row_blocks_ * (symmetric_ ? row_blocks_ + 1 : 2 * col_blocks_) / 2;
+    const int64_t flop = (pass == Pass::kGradient ? 6 : 2) * tiles * tile_ * tile_ * q_.stride();
+    const int64_t threads = std::min<int64_t>({thread_count(), tiles, std::max<int64_t>(1, flop / kThreadFlop)});
     std::vector<std::unique_ptr<Scratch>> scratch(threads);
     for (auto& each : scratch) each = new_scratch(pass);
     parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
@@ -182,8 +185,7 @@ class TilePass {
     if (pass != Pass::kGradient) return scratch;
     scratch->g_rows = Buffer<float>(tile_ * (tile_ + kSkew));
     if (kernels_.pack > 1) scratch->g_cols = Buffer<float>(tile_ / kernels_.pack * (tile_ + kSkew));
-    scratch->q_block = Buffer<float>(tile_ * q_.stride());
-    scratch->k_block = Buffer<float>(tile_ * q_.stride());
+    scratch->panel = Buffer<float>(tile_ / kernels_.pack * kernels_.product_cols);
     return scratch;
   }
 
@@ -325,27 +327,17 @@ class TilePass {
     t.ld_cols = static_cast<int>(tile_ + kSkew);
     kernels_.gradient(t, is_masked(I, J), columns_, safe_);
 
-    const int64_t panel_stride = tile_ / pack * kernels_.cols_step;
-    if (grad_q_) {
-      const int keys = static_cast<int>(std::min<int64_t>(t.cols, k_.padded_count() - t.j0) / pack * pack);
-      kernels_.pack_block(k_.row(t.j0), keys, dim, panel_stride, scratch.k_block.get());
-      wait(row_turn_[I], row_turn);
-      kernels_.product({t.g_rows, t.ld_rows, 1, scratch.k_block.get(), panel_stride, keys / pack, grad_q_ + t.i0 * dim,
-                        dim, t.rows, static_cast<int>(dim)});
-    } else {
-      wait(row_turn_[I], row_turn);
-    }
+    const int keys = static_cast<int>(std::min<int64_t>(t.cols, k_.padded_count() - t.j0));
+    wait(row_turn_[I], row_turn);
+    if (grad_q_)
+      kernels_.product({t.g_rows, t.ld_rows, 1, k_.row(t.j0), keys / pack, scratch.panel.get(), grad_q_ + t.i0 * dim,
+                        t.rows, dim});
     pass_on(row_turn_[I], row_turn);
     if (symmetric_ && I == J) return;
-    if (grad_k_) {
-      kernels_.pack_block(q_.row(t.i0), t.rows, dim, panel_stride, scratch.q_block.get());
-      wait(col_turn(J), col_turn_number);
-      const int keys = static_cast<int>(std::min<int64_t>(t.cols, k_.padded_count() - t.j0));
-      kernels_.product({pack == 1 ? t.g_rows : t.g_cols, 1, pack == 1 ? t.ld_rows : t.ld_cols, scratch.q_block.get(),
-                        panel_stride, t.rows / pack, grad_k_ + t.j0 * dim, dim, keys, static_cast<int>(dim)});
-    } else {
-      wait(col_turn(J), col_turn_number);
-    }
+    wait(col_turn(J), col_turn_number);
+    if (grad_k_)
+      kernels_.product({pack == 1 ? t.g_rows : t.g_cols, 1, pack == 1 ? t.ld_rows : t.ld_cols, q_.row(t.i0),
+                        t.rows / pack, scratch.panel.get(), grad_k_ + t.j0 * dim, keys, dim});
     pass_on(col_turn(J), col_turn_number);
   }
 
@@ -372,7 +364,7 @@ PaddedRows::PaddedRows(int64_t count, int64_t dim)
     : count_(count),
       dim_(dim),
       padded_count_(round_up(count, float32_kernels().rows_step)),
-      stride_(round_up(dim, float32_kernels().cols_step)),
+      stride_(round_up(dim, float32_kernels().dim_step)),
       data_(padded_count_ * stride_) {
   if (dim_ != stride_)
     for (int64_t i = 0; i < count_; ++i) std::fill(row(i) + dim_, row(i) + stride_, 0.f);

@@ -4,7 +4,7 @@
 namespace fastcl {
 
 const ContrastKernels* contrast_kernels_portable() {
-  return &ContrastTiles<Portable, Float32Products<Portable>, 4, 2>::kTable;
+  return &ContrastTiles<Portable, Float32Products<Portable>, 4, 2, 4, 2>::kTable;
 }
 
 }  // namespace fastcl

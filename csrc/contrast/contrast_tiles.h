@@ -48,23 +48,24 @@ struct Tile {
   int ld_rows, ld_cols;  // words
 };
 
-// out[rows, dim] += A B, with A read in place through two strides and B in panels of cols_step columns.
+// out[rows, dim] += A Z, with A read in place through two strides. Z is packed a few columns at a time, which stay near.
 struct Product {
   const float* a;
   ptrdiff_t row_stride, word_stride;  // words
-  const float* b;                     // [dim / cols_step][panel_stride]
-  ptrdiff_t panel_stride;             // words
+  const float* z;                     // [words * pack, dim], floats
   int words;                          // along the contraction
+  float* panel;                       // scratch, [words, product_cols]
   float* out;
-  int64_t out_stride;
   int rows;
-  int dim;
+  int64_t dim;
 };
 
 // One instruction set's kernels. `masked`: the tile holds padding or pairs that are left out; `columns`: sums over the
 // rows are wanted too; `safe`: exponents are taken relative to a reference, so that no logit is too large.
 struct ContrastKernels {
   int rows_step, cols_step;
+  int dim_step;  // rows are padded to multiples of it
+  int product_cols;
   int pack;  // values in a word
   void (*maxima)(const Tile& tile, bool masked, bool columns);
   void (*sums)(const Tile& tile, bool masked, bool columns, bool safe);
@@ -74,9 +75,7 @@ struct ContrastKernels {
   void (*pack_panel)(const float* z, int64_t rows, int64_t dim, int64_t panel, float factor, float* out);
   // Rows of z as words along dim; only where pack > 1.
   void (*pack_words)(const float* z, int64_t rows, int64_t dim, float* out);
-  // `rows` rows of z as the B of a product: panels of cols_step columns of dim, contraction along the rows.
-  void (*pack_block)(const float* z, int rows, int64_t dim, ptrdiff_t panel_stride, float* out);
-  // <a, b> over dim, a multiple of cols_step.
+  // <a, b> over dim, a multiple of dim_step.
   float (*dot)(const float* a, const float* b, int64_t dim);
 };
 

@@ -19,30 +19,41 @@ struct Float32Products {
   static FASTCL_INLINE typename V::F rows(const float* z, int64_t) { return V::load(z); }
 };
 
-// kRows x kVectors accumulators: as many as hide the latency of a multiply-add and leave registers for the operands.
-template <class V, class Products, int kRows, int kVectors>
+// A tile of similarities is formed in blocks of kRows rows and kVectors vectors, a product in blocks of kProductRows and
+// kProductVectors: as many accumulators as leave registers for the operands, and wide rather than high, because a
+// multiply-add waits for its loads: one for each row and each vector of a block.
+template <class V, class Products, int kRows, int kVectors, int kProductRows, int kProductVectors>
 struct ContrastTiles {
   using F = typename V::F;
   static constexpr int kLanes = V::kLanes;
   static constexpr int kCols = kVectors * kLanes;
+  static constexpr int kProductCols = kProductVectors * kLanes;
+  static constexpr int kDimStep = 2 * kLanes;
   static constexpr int kPack = Products::kPack;
   using Sums = F[kRows][kVectors];
-  static constexpr float kLeast = -126.f;  // smaller powers of two are flushed to this one
+  // Smaller powers of two count as 0: beside the largest, which is 1, they are lost, and their products would be
+  // subnormal, which processors multiply a hundred times slower.
+  static constexpr float kLeast = -64.f;
   static constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-  // sums[r][:] += sum over words of a[r * row_stride + w * word_stride] * b[w * kCols + :]
+  // sums[r][:] = sum over words of a[r * row_stride + w * word_stride] * b[w * width + :], width being the sums'
+  template <int rows, int vectors>
   static FASTCL_INLINE void multiply(const float* a, ptrdiff_t row_stride, ptrdiff_t word_stride, const float* b,
-                                     int words, Sums& sums) {
-    for (int w = 0; w < words; ++w) {
-      F columns[kVectors];
-      FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) columns[v] = V::load(b + v * kLanes);
-      FASTCL_UNROLL for (int r = 0; r < kRows; ++r) {
-        const F x = V::set(a[r * row_stride]);
-        FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) sums[r][v] = Products::multiply_add(x, columns[v], sums[r][v]);
+                                     int words, F (&sums)[rows][vectors]) {
+    FASTCL_UNROLL for (int r = 0; r < rows; ++r) FASTCL_UNROLL for (int v = 0; v < vectors; ++v) sums[r][v] =
+        V::set(0.f);
+    for (int w = 0; w < words; w += 2)
+      FASTCL_UNROLL for (int u = 0; u < 2; ++u) {
+        F columns[vectors];
+        FASTCL_UNROLL for (int v = 0; v < vectors; ++v) columns[v] = V::load(b + v * kLanes);
+        FASTCL_UNROLL for (int r = 0; r < rows; ++r) {
+          const F x = V::set(a[r * row_stride]);
+          FASTCL_UNROLL for (int v = 0; v < vectors; ++v) sums[r][v] =
+              Products::multiply_add(x, columns[v], sums[r][v]);
+        }
+        a += word_stride;
+        b += vectors * kLanes;
       }
-      a += word_stride;
-      b += kCols;
-    }
   }
 
   // Asks for what comes next from far away: rows of q while the first panel is at work (later panels find them near),
@@ -60,13 +71,11 @@ struct ContrastTiles {
     }
   }
 
-  static FASTCL_INLINE void clear(Sums& sums) {
-    FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) sums[r][v] =
-        V::set(0.f);
-  }
-
   // 2^(x - reference), reference being an upper bound of x.
-  static FASTCL_INLINE F exp2_below(F x, F reference) { return V::exp2(V::max(V::sub(x, reference), V::set(kLeast))); }
+  static FASTCL_INLINE F exp2_below(F x, F reference) {
+    const F least = V::set(kLeast), power = V::max(V::sub(x, reference), least);
+    return V::select_equal(power, least, V::set(0.f), V::exp2(power));
+  }
 
   // Bit l: the pair (i, j + l) counts.
   static FASTCL_INLINE uint32_t kept(const Tile& t, int row, int col) {
@@ -93,7 +102,6 @@ struct ContrastTiles {
       FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) col_max[v] = V::set(kMinusInfinity);
       for (int row = 0; row < t.rows; row += kRows) {
         Sums s;
-        clear(s);
         prefetch(t, row, col);
         multiply(t.a + ptrdiff_t(row) * t.words, t.words, 1, t.b + ptrdiff_t(col) * t.words, t.words, s);
         FASTCL_UNROLL for (int r = 0; r < kRows; ++r) {
@@ -126,7 +134,6 @@ struct ContrastTiles {
       }
       for (int row = 0; row < t.rows; row += kRows) {  // ... while the rows stream by
         Sums s;
-        clear(s);
         prefetch(t, row, col);
         multiply(t.a + ptrdiff_t(row) * t.words, t.words, 1, t.b + ptrdiff_t(col) * t.words, t.words, s);
         F col_add[kVectors];
@@ -168,7 +175,6 @@ struct ContrastTiles {
     for (int col = 0; col < t.cols; col += kCols)
       for (int row = 0; row < t.rows; row += kRows) {
         Sums s;
-        clear(s);
         prefetch(t, row, col);
         multiply(t.a + ptrdiff_t(row) * t.words, t.words, 1, t.b + ptrdiff_t(col) * t.words, t.words, s);
         F col_weight[kVectors], col_lse[kVectors];
@@ -207,21 +213,35 @@ struct ContrastTiles {
       }
   }
 
+  // Rows of out += A times the panel, from `row` and `col` on.
+  template <int rows, int vectors>
+  static FASTCL_INLINE void product_block(const Product& p, int row, int col) {
+    F sums[rows][vectors];
+    float* out = p.out + row * p.dim + col;
+    // out comes from far away: ask for it now, add to it after the multiplication, and its latency is hidden.
+    FASTCL_UNROLL for (int r = 0; r < rows; ++r) for (int v = 0; v < vectors; ++v)
+        FASTCL_PREFETCH(out + r * p.dim + v * kLanes);
+    multiply(p.a + row * p.row_stride, p.row_stride, p.word_stride, p.panel, p.words, sums);
+    FASTCL_UNROLL for (int r = 0; r < rows; ++r) FASTCL_UNROLL for (int v = 0; v < vectors; ++v) {
+      float* at = out + r * p.dim + v * kLanes;
+      V::store(at, V::add(V::load(at), sums[r][v]));
+    }
+  }
+
+  template <int vectors>
+  static FASTCL_INLINE void product_panel(const Product& p, int col) {
+    for (int word = 0; word < p.words; ++word)
+      FASTCL_UNROLL for (int v = 0; v < vectors; ++v) V::store(
+          p.panel + (word * vectors + v) * kLanes, Products::rows(p.z + word * kPack * p.dim + col + v * kLanes, p.dim));
+    int row = 0;
+    for (; row + kProductRows <= p.rows; row += kProductRows) product_block<kProductRows, vectors>(p, row, col);
+    for (; row < p.rows; row += 2) product_block<2, vectors>(p, row, col);
+  }
+
   static FASTCL_NOINLINE void product(const Product& p) {
-    for (int panel = 0; panel < p.dim / kCols; ++panel)
-      for (int row = 0; row < p.rows; row += kRows) {
-        Sums sums;
-        clear(sums);
-        float* out = p.out + row * p.out_stride + panel * kCols;
-        // out comes from far away: ask for it now, add to it after the multiplication, and its latency is hidden.
-        FASTCL_UNROLL for (int r = 0; r < kRows; ++r) for (int v = 0; v < kVectors; ++v)
-            FASTCL_PREFETCH(out + r * p.out_stride + v * kLanes);
-        multiply(p.a + row * p.row_stride, p.row_stride, p.word_stride, p.b + panel * p.panel_stride, p.words, sums);
-        FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
-          float* at = out + r * p.out_stride + v * kLanes;
-          V::store(at, V::add(V::load(at), sums[r][v]));
-        }
-      }
+    int col = 0;
+    for (; col + kProductCols <= p.dim; col += kProductCols) product_panel<kProductVectors>(p, col);
+    for (; col < p.dim; col += kDimStep) product_panel<2>(p, col);
   }
 
   static void pack_panel(const float* z, int64_t rows, int64_t dim, int64_t panel, float factor, float* out) {
@@ -242,22 +262,13 @@ struct ContrastTiles {
       V::store(out + at / kPack, Products::words(z + at, V::set(1.f)));
   }
 
-  static void pack_block(const float* z, int rows, int64_t dim, ptrdiff_t panel_stride, float* out) {
-    for (int row = 0; row < rows; row += kPack)
-      for (int64_t panel = 0; panel < dim / kCols; ++panel)
-        FASTCL_UNROLL for (int v = 0; v < kVectors; ++v)
-            V::store(out + panel * panel_stride + row / kPack * kCols + v * kLanes,
-                     Products::rows(z + row * dim + panel * kCols + v * kLanes, dim));
-  }
-
   static float dot(const float* a, const float* b, int64_t dim) {
-    F sums[kVectors];
-    FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) sums[v] = V::set(0.f);
-    for (int64_t d = 0; d < dim; d += kCols)
-      FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) sums[v] =
-          V::fma(V::load(a + d + v * kLanes), V::load(b + d + v * kLanes), sums[v]);
-    FASTCL_UNROLL for (int v = 1; v < kVectors; ++v) sums[0] = V::add(sums[0], sums[v]);
-    return V::sum(sums[0]);
+    F low = V::set(0.f), high = V::set(0.f);
+    for (int64_t d = 0; d < dim; d += kDimStep) {
+      low = V::fma(V::load(a + d), V::load(b + d), low);
+      high = V::fma(V::load(a + d + kLanes), V::load(b + d + kLanes), high);
+    }
+    return V::sum(V::add(low, high));
   }
 
   static void maxima(const Tile& t, bool masked, bool columns) {
@@ -282,8 +293,8 @@ struct ContrastTiles {
     kVariants[masked][columns][safe](t);
   }
 
-  static constexpr ContrastKernels kTable = {kRows,   kCols,      kPack,      maxima,     sums, gradient,
-                                             product, pack_panel, pack_words, pack_block, dot};
+  static constexpr ContrastKernels kTable = {kRows, kCols,    kDimStep, kProductCols, kPack,      maxima,
+                                             sums,  gradient, product,  pack_panel,   pack_words, dot};
 };
 
 }  // namespace fastcl

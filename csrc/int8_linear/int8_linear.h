@@ -1,11 +1,20 @@
-// Linear layer on int8 products, activations quantised per row as they come (W8A8, dynamic, symmetric):
+// Linear layer on int8 weights. Activations are quantised per row, as the mode says, and multiplied in integers:
 //
-//   s_m  = absmax_k |x_mk| / 127          q_mk = round_half_even(x_mk * (127 / absmax)), the product not rounded before
-//   a_mn = sum_k q_mk w_nk                exact int32: k <= 131072
-//   y_mn = activation(float(a_mn) * (s_m * weight_scale_n) + bias_n)
+//   v_mk = x_mk * x_multiplier_k                                   in float32; without a multiplier v is x
+//   q_mk = round_half_even(v_mk * inverse_m), v = scale_m * q      the product not rounded before
 //
-// All of it in float32 without contraction, so that every kernel gives the same bits (GELU and SiLU: the same to 1e-6).
-// A row whose absmax is under 2^-100 counts as zeros; one that holds a NaN or an infinity comes out as NaN.
+//   kDynamic     q in [-127, 127]           inverse = 127 / absmax_k |v_mk|,  scale = absmax / 127
+//   kAsymmetric  q in [-zero, 255 - zero]   inverse = 255 / range, scale = range / 255, zero = round(-min * inverse)
+//                                           with min and max of the row and of 0; range = max - min
+//   kStatic      q in [-zero, 255 - zero]   scale and zero given, inverse = 1 / scale: what lies outside is cut off
+//   kInt16       q in [-32767, 32767]       inverse = 32767 / absmax, scale = absmax / 32767
+//
+//   a_mn = sum_k q_mk w_nk                  exact int32; kInt16: 256 float(sum_k (q >> 8) w) + float(sum_k (q & 255) w)
+//   y_mn = activation(float(a_mn) * (scale_m * weight_scale_n) + bias_n + sum_j x_m,columns(j) * outlier_weight_jn)
+//
+// All but the last sum is float32 without contraction, so that every kernel gives the same bits (GELU and SiLU: the
+// same to 1e-6). A row whose absmax (kAsymmetric: range) is under 2^-100 counts as zeros; one that holds a NaN or an
+// infinity comes out as NaN, as does one whose range is infinite.
 #pragma once
 
 #include <cstdint>
@@ -16,9 +25,11 @@
 
 namespace fastcl {
 
-constexpr int64_t kInt8MaxDepth = 131072;  // 131072 * 127 * 128 < 2^31
+constexpr int64_t kInt8MaxDepth = 131072;         // 131072 * 127 * 128 < 2^31
+constexpr int64_t kInt8MaxDepthUnsigned = 65536;  // of the other modes than kDynamic: 65536 * 255 * 128 < 2^31
 
 enum class Activation { kNone, kRelu, kGelu, kSilu };
+enum class Int8Mode { kDynamic, kAsymmetric, kStatic, kInt16 };
 
 // A weight laid out for one kernel, in one block of int8_packed_bytes(n, k) bytes:
 //   Int8PackedHeader | int32 sums of each row of the weight [n32] | int8 weight in the kernel's order [n32 * k16]
@@ -66,6 +77,13 @@ struct Int8Linear {
   const uint8_t* packed;      // by the kernel that is to run
   const float* weight_scale;  // [n]
   const float* bias;          // [n], null: none
+  Int8Mode mode;
+  float x_scale;                   // of kStatic, positive
+  int32_t x_zero;                  // of kStatic, 0 to 255
+  const float* x_multiplier;       // [k], null: ones
+  int64_t outliers;                // columns of x that are multiplied in float as well
+  const int64_t* outlier_columns;  // [outliers], each 0 to k - 1
+  const float* outlier_weight;     // [outliers, n]
   Activation activation;
   void* y;  // [m, n]
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "common/memory.h"
@@ -24,34 +25,67 @@ void pack_portable(const Int8PackWeight& p) {
   }
 }
 
-RowScale quantize_row(const float* x, int64_t k, int8_t* q) {
-  uint32_t absmax = 0;
-  for (int64_t i = 0; i < k; ++i) absmax = std::max(absmax, float_to_bits(x[i]) & 0x7fffffffu);
-  const RowScale row = row_scale(absmax);
-  if (row.inverse == 0)
-    std::memset(q, 0, size_t(k));
-  else
-    for (int64_t i = 0; i < k; ++i) q[i] = quantize(x[i], row.inverse);
+// The rows' integers without their zero, [m, k16], and the scales.
+RowScale quantize_row(const Int8Linear& p, float* v, int16_t* q) {
+  uint32_t absmax = 0, unsigned_bits = 0;
+  int32_t signed_bits = std::numeric_limits<int32_t>::min();
+  for (int64_t i = 0; i < p.k; ++i) {
+    if (p.x_multiplier) v[i] *= p.x_multiplier[i];
+    const uint32_t bits = float_to_bits(v[i]);
+    absmax = std::max(absmax, bits & 0x7fffffffu);
+    signed_bits = std::max(signed_bits, int32_t(bits));
+    unsigned_bits = std::max(unsigned_bits, bits);
+  }
+  RowScale row = {};
+  switch (p.mode) {
+    case Int8Mode::kDynamic:
+      row = row_scale(absmax, 127.f);
+      break;
+    case Int8Mode::kAsymmetric:
+      row = row_scale_of_range(signed_bits, unsigned_bits);
+      break;
+    case Int8Mode::kStatic:
+      row = row_scale_static(absmax, p.x_scale, p.x_zero);
+      break;
+    case Int8Mode::kInt16:
+      row = row_scale(absmax, 32767.f);
+      break;
+  }
+  if (row.inverse == 0) {
+    std::memset(q, 0, size_t(p.k) * sizeof *q);
+    return row;
+  }
+  const ValueRange range = value_range(row, p.mode);
+  const bool zero_point = p.mode == Int8Mode::kAsymmetric || p.mode == Int8Mode::kStatic;
+  const int32_t low = zero_point ? -row.zero : -32767, high = zero_point ? 255 - row.zero : 32767;
+  for (int64_t i = 0; i < p.k; ++i)
+    q[i] = int16_t(std::clamp(quantize(std::clamp(v[i], range.low, range.high), row.inverse), low, high));
   return row;
 }
 
-int32_t dot(const int8_t* a, const int8_t* b, int64_t k) {
-  int32_t sum = 0;
-  for (int64_t i = 0; i < k; ++i) sum += int32_t(a[i]) * b[i];
-  return sum;
+float sum_of_products(const Int8Linear& p, const int16_t* a, const int8_t* b) {
+  if (p.mode != Int8Mode::kInt16) {
+    int32_t sum = 0;
+    for (int64_t i = 0; i < p.k; ++i) sum += int32_t(a[i]) * b[i];
+    return float(sum);
+  }
+  int32_t high = 0, low = 0;
+  for (int64_t i = 0; i < p.k; ++i) high += (int32_t(a[i]) >> 8) * b[i], low += (int32_t(a[i]) & 255) * b[i];
+  return int16_sum(high, low);
 }
 
 void linear_portable(const Int8Linear& p) {
   const int64_t k16 = int8_padded_k(p.k);
   const int8_t* weight = int8_packed_weight(p.packed, p.n);
-  std::vector<int8_t> q(p.m * k16);
-  std::vector<float> scales(p.m);
+  std::vector<int16_t> q(p.m * k16);
+  std::vector<float> scales(p.m), outliers(p.m * p.outliers);
   parallel_for(p.m, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> x(p.k);
     std::vector<uint8_t> patch;
     for (int64_t m = begin; m < end; ++m) {
       load_floats(row_values(p, m, patch), p.type, 0, p.k, x.data());
-      scales[m] = quantize_row(x.data(), p.k, q.data() + m * k16).scale;
+      for (int64_t j = 0; j < p.outliers; ++j) outliers[m * p.outliers + j] = x[p.outlier_columns[j]];
+      scales[m] = quantize_row(p, x.data(), q.data() + m * k16).scale;
     }
   });
   const int64_t row_tasks = (p.m + kRows - 1) / kRows, column_tasks = (p.n + kColumns - 1) / kColumns;
@@ -61,9 +95,13 @@ void linear_portable(const Int8Linear& p) {
       const int64_t m0 = task / column_tasks * kRows, n0 = task % column_tasks * kColumns;
       const int64_t m1 = std::min(m0 + kRows, p.m), n1 = std::min(n0 + kColumns, p.n);
       for (int64_t m = m0; m < m1; ++m) {
-        for (int64_t n = n0; n < n1; ++n)
-          y[n - n0] = dequantize(dot(q.data() + m * k16, weight + n * k16, k16), scales[m], p.weight_scale[n],
-                                 p.bias ? p.bias[n] : 0.f);
+        for (int64_t n = n0; n < n1; ++n) {
+          float value = dequantize(sum_of_products(p, q.data() + m * k16, weight + n * k16), scales[m],
+                                   p.weight_scale[n], p.bias ? p.bias[n] : 0.f);
+          for (int64_t j = 0; j < p.outliers; ++j)
+            value += outliers[m * p.outliers + j] * p.outlier_weight[j * p.n + n];
+          y[n - n0] = value;
+        }
         activate<false>(y, n1 - n0, p.activation);
         store_floats(y, n1 - n0, p.type, m * p.n + n0, p.y);
       }

@@ -24,6 +24,15 @@ extern const Int8Kernel kInt8Avx2;
 
 constexpr int kInt8Chunk = 16;  // values of k in a row, between those of the next row of a micro-block
 
+// Rows of a micro-block for each row of x: kInt16 has one of q >> 8 and one of q & 255.
+inline int int8_planes(Int8Mode mode) { return mode == Int8Mode::kInt16 ? 2 : 1; }
+
+// How Kernel::quantize_row stored a row of x. The kernel takes zero[plane] times the sums of the weight off again.
+struct Int8Row {
+  float scale;
+  int32_t zero[2];
+};
+
 struct Int8Tile {
   const uint8_t* a;           // micro-block [k16 / 16][rows][16], values as the kernel wants them
   const int8_t* b;            // panel of the packed weight
@@ -31,7 +40,12 @@ struct Int8Tile {
   const int32_t* sums;        // [panel]
   const float* weight_scale;  // [panel]
   const float* bias;          // [panel]
-  const float* row_scale;     // [rows]
+  const float* row_scale;     // [rows / planes]
+  int planes;                 // int8_planes
+  const int32_t* row_zero;    // [rows], null: all 128, and one plane
+  int64_t outliers;
+  const float* outlier_x;       // [rows / planes][outliers]
+  const float* outlier_weight;  // [outliers][panel]
   uint8_t* y;
   int64_t y_stride;  // bytes from row to row
   FloatType type;    // of y
@@ -85,30 +99,42 @@ template <class Kernel>
 class Int8Block {
  public:
   int64_t first = 0, rows = 0, micro_blocks = 0;
-  std::vector<float> scale;  // [rows]
+  std::vector<float> scale;      // [rows]
+  std::vector<int32_t> zero;     // [rows, planes]
+  std::vector<float> outlier_x;  // [rows, outliers]
 
-  void open(int64_t begin, int64_t end, int64_t k) {
+  void open(const Int8Linear& p, int64_t begin, int64_t end) {
+    const int64_t planes = int8_planes(p.mode);
     first = begin;
     rows = end - begin;
-    micro_blocks = (rows + Kernel::kRows - 1) / Kernel::kRows;
-    row_bytes_ = int8_padded_k(k) * Kernel::kValueBytes;
+    micro_blocks = (rows * planes + Kernel::kRows - 1) / Kernel::kRows;
+    row_bytes_ = int8_padded_k(p.k) * Kernel::kValueBytes * planes;
     if (capacity_ < row_bytes_ * rows) {
       capacity_ = row_bytes_ * rows;
       data_.reset(static_cast<uint8_t*>(::operator new[](size_t(capacity_), std::align_val_t(64))));
     }
     if (int64_t(scale.size()) < rows) scale.resize(size_t(rows));
+    if (int64_t(zero.size()) < rows * planes) zero.resize(size_t(rows * planes));
+    if (int64_t(outlier_x.size()) < rows * p.outliers) outlier_x.resize(size_t(rows * p.outliers));
   }
 
   uint8_t* micro_block(int64_t i) { return data_.get() + row_bytes_ * cut(rows, micro_blocks, i); }
 
   // Quantises rows begin .. end of the block.
   void quantize(const Int8Linear& p, int64_t begin, int64_t end) {
+    const int64_t planes = int8_planes(p.mode);
     for (int64_t i = 0; i < micro_blocks; ++i) {
       const int64_t r0 = cut(rows, micro_blocks, i), r1 = cut(rows, micro_blocks, i + 1);
-      for (int64_t r = std::max(r0, begin); r < std::min(r1, end); ++r)
-        scale[size_t(r)] = Kernel::quantize_row(row_values(p, first + r, patch_), p.type, p.k,
-                                                micro_block(i) + (r - r0) * kInt8Chunk * Kernel::kValueBytes,
-                                                (r1 - r0) * kInt8Chunk * Kernel::kValueBytes);
+      for (int64_t r = std::max(r0, begin); r < std::min(r1, end); ++r) {
+        const uint8_t* values = row_values(p, first + r, patch_);
+        const Int8Row row =
+            Kernel::quantize_row(p, values, micro_block(i) + (r - r0) * planes * kInt8Chunk * Kernel::kValueBytes,
+                                 (r1 - r0) * planes * kInt8Chunk * Kernel::kValueBytes);
+        scale[size_t(r)] = row.scale;
+        for (int64_t plane = 0; plane < planes; ++plane) zero[size_t(r * planes + plane)] = row.zero[plane];
+        for (int64_t j = 0; j < p.outliers; ++j)
+          load_floats(values, p.type, p.outlier_columns[j], 1, &outlier_x[size_t(r * p.outliers + j)]);
+      }
     }
   }
 
@@ -142,11 +168,18 @@ void multiply_block(const Int8Linear& p, bool stream, Int8Block<Kernel>& block, 
   t.type = p.type;
   t.activation = p.activation;
   t.stream = stream;
+  t.planes = int8_planes(p.mode);
+  t.outliers = p.outliers;
+  static thread_local std::vector<float> outlier_weight;
+  outlier_weight.assign(size_t(p.outliers * kColumns), 0.f);
+  t.outlier_weight = outlier_weight.data();
   for (int64_t panel = p0; panel < p1; ++panel) {
     const int64_t n = panel * kColumns;
     t.columns = int(std::min<int64_t>(kColumns, p.n - n));
     std::copy_n(p.weight_scale + n, t.columns, weight_scale);
     if (p.bias) std::copy_n(p.bias + n, t.columns, bias);
+    for (int64_t j = 0; j < p.outliers; ++j)
+      std::copy_n(p.outlier_weight + j * p.n + n, t.columns, outlier_weight.data() + j * kColumns);
     t.b = int8_packed_weight(p.packed, p.n) + panel * panel_bytes;
     t.sums = int8_packed_sums(p.packed) + n;
     const int64_t q0 = next ? cut(next->rows, p1 - p0, panel - p0) : 0;
@@ -156,9 +189,11 @@ void multiply_block(const Int8Linear& p, bool stream, Int8Block<Kernel>& block, 
       const int64_t r0 = cut(block.rows, block.micro_blocks, i), r1 = cut(block.rows, block.micro_blocks, i + 1);
       t.a = block.micro_block(i);
       t.row_scale = block.scale.data() + r0;
+      t.row_zero = p.mode == Int8Mode::kDynamic ? nullptr : block.zero.data() + r0 * t.planes;
+      t.outlier_x = block.outlier_x.data() + r0 * p.outliers;
       t.y = static_cast<uint8_t*>(p.y) + ((block.first + r0) * p.n + n) * y_bytes;
       t.prefetch_step = 64;
-      if (r1 - r0 < 8) {  // bound by the weight's stream: run ahead in it
+      if ((r1 - r0) * t.planes < 8) {  // bound by the weight's stream: run ahead in it
         t.prefetch = reinterpret_cast<const char*>(t.b) + 4096;
         t.prefetch_step = 4 * kColumns;
       } else if (i < 2) {  // the first two tiles fetch half of the next panel each
@@ -170,7 +205,7 @@ void multiply_block(const Int8Linear& p, bool stream, Int8Block<Kernel>& block, 
         t.prefetch = reinterpret_cast<const char*>(t.b);
         t.prefetch_step = 0;
       }
-      Kernel::multiply(int(r1 - r0), t);
+      Kernel::multiply(int(r1 - r0) * t.planes, t);
     }
     if (next) next->quantize(p, q0, q1);
   }
@@ -183,11 +218,12 @@ void linear_in_blocks(const Int8Linear& p) {
   constexpr int64_t kStreamBytes = int64_t(4) << 20;  // of output for each thread
   const int64_t k16 = int8_padded_k(p.k), panels = (p.n + Kernel::kColumns - 1) / Kernel::kColumns;
   const int64_t threads = p.m * p.n * p.k <= kSmallWork ? 1 : thread_count();
+  const int64_t rows_in_tile = Kernel::kRows / int8_planes(p.mode);
   // With few rows each thread takes columns, and quantises the rows for itself: cheaper than to wait for each other.
-  const int64_t row_parts = p.m < 3 * Kernel::kRows ? 1 : std::min(threads, p.m / Kernel::kRows);
+  const int64_t row_parts = p.m < 3 * rows_in_tile ? 1 : std::min(threads, p.m / rows_in_tile);
   const int64_t column_parts = std::min(threads / row_parts, panels);
-  const int64_t block_rows =
-      std::clamp<int64_t>(kBlockBytes / (k16 * Kernel::kValueBytes) / Kernel::kRows, 1, 8) * Kernel::kRows;
+  const int64_t tile_bytes = k16 * Kernel::kValueBytes * Kernel::kRows;
+  const int64_t block_rows = std::clamp<int64_t>(kBlockBytes / tile_bytes, 1, 8) * rows_in_tile;
   const int64_t rows_each = (p.m + row_parts - 1) / row_parts;
   // A multiple of the parts, all of one size, so that nobody waits for a last block.
   const int64_t blocks = (rows_each + block_rows - 1) / block_rows * row_parts;
@@ -203,7 +239,7 @@ void linear_in_blocks(const Int8Linear& p) {
       int64_t i = row_part;
       const auto open = [&](Int8Block<Kernel>& block) {
         if (i >= blocks) return false;
-        block.open(cut(p.m, blocks, i), cut(p.m, blocks, i + 1), p.k);
+        block.open(p, cut(p.m, blocks, i), cut(p.m, blocks, i + 1));
         // The first block is given; where columns are not split, whoever is free takes the next.
         i = column_parts == 1 ? next_block.fetch_add(1, std::memory_order_relaxed) : i + row_parts;
         return true;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include "common/cpu.h"
@@ -24,47 +25,94 @@ inline __m256 load8(const void* x, int64_t k) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
 
-template <FloatType kType, bool kVnni>
-float quantize_row_of(const void* x, int64_t k, uint8_t* out, int64_t step) {
-  constexpr int64_t kSize = kType == FloatType::kFloat32 ? 4 : 2;
-  const int64_t whole = k / kInt8Chunk * kInt8Chunk;
-  alignas(32) uint8_t tail[kInt8Chunk * 4] = {};  // the last values, and zeros
-  std::memcpy(tail, static_cast<const uint8_t*>(x) + whole * kSize, size_t((k - whole) * kSize));
-
-  const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
-  __m256i top[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-  const auto widen = [&](const void* values, int64_t i) {
-    for (int h = 0; h < 2; ++h)
-      top[h] =
-          _mm256_max_epi32(top[h], _mm256_and_si256(magnitude, _mm256_castps_si256(load8<kType>(values, i + 8 * h))));
-  };
-  for (int64_t i = 0; i < whole; i += kInt8Chunk) widen(x, i);
-  widen(tail, 0);
+inline int32_t greatest(__m256i values) {
   alignas(32) int32_t lanes[8];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), _mm256_max_epi32(top[0], top[1]));
-  const RowScale row = row_scale(uint32_t(*std::max_element(lanes, lanes + 8)));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), values);
+  return *std::max_element(lanes, lanes + 8);
+}
+
+// q of 16 values as the kernel multiplies them: q + zero in 8 bits, or q in 16.
+template <bool kVnni>
+inline void store_chunk(__m256i q0, __m256i q1, int32_t zero, uint8_t* out) {
+  __m256i q = _mm256_permute4x64_epi64(_mm256_packs_epi32(q0, q1), 0xd8);
+  if constexpr (kVnni) {
+    q = _mm256_add_epi16(q, _mm256_set1_epi16(int16_t(zero)));
+    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), bytes);
+  } else {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), q);
+  }
+}
+
+// A row whose inverse is 0 becomes zeros, or, where its scale is NaN, anything.
+template <FloatType kType, bool kMultiplied, bool kVnni>
+Int8Row quantize_row_of(const Int8Linear& p, const void* x, uint8_t* out, int64_t step) {
+  constexpr int64_t kSize = kType == FloatType::kFloat32 ? 4 : 2;
+  const int64_t whole = p.k / kInt8Chunk * kInt8Chunk;
+  alignas(32) uint8_t tail[kInt8Chunk * 4] = {};  // the last values, and zeros
+  alignas(32) float tail_multiplier[kInt8Chunk] = {};
+  std::memcpy(tail, static_cast<const uint8_t*>(x) + whole * kSize, size_t((p.k - whole) * kSize));
+  if (kMultiplied) std::copy(p.x_multiplier + whole, p.x_multiplier + p.k, tail_multiplier);
+
+  const auto value8 = [&](int64_t i) __attribute__((always_inline)) {
+    const bool in_tail = i >= whole;
+    const __m256 v = in_tail ? load8<kType>(tail, i - whole) : load8<kType>(x, i);
+    if constexpr (!kMultiplied) return v;
+    return _mm256_mul_ps(v, _mm256_loadu_ps(in_tail ? tail_multiplier + (i - whole) : p.x_multiplier + i));
+  };
+  const auto bits8 = [&](int64_t i) __attribute__((always_inline)) { return _mm256_castps_si256(value8(i)); };
+  const int64_t k8 = whole + (whole < p.k ? kInt8Chunk : 0);
+  const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+
+  RowScale row;
+  if (p.mode == Int8Mode::kAsymmetric) {
+    __m256i top = _mm256_set1_epi32(std::numeric_limits<int32_t>::min()), bottom = _mm256_setzero_si256();
+    for (int64_t i = 0; i < k8; i += 8) {
+      top = _mm256_max_epi32(top, bits8(i));
+      bottom = _mm256_max_epu32(bottom, bits8(i));
+    }
+    alignas(32) uint32_t lanes[8];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), bottom);
+    row = row_scale_of_range(greatest(top), *std::max_element(lanes, lanes + 8));
+  } else {
+    __m256i top[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    for (int64_t i = 0; i < k8; i += 16)
+      for (int h = 0; h < 2; ++h) top[h] = _mm256_max_epi32(top[h], _mm256_and_si256(magnitude, bits8(i + 8 * h)));
+    const uint32_t absmax = uint32_t(greatest(_mm256_max_epi32(top[0], top[1])));
+    row = p.mode == Int8Mode::kStatic ? row_scale_static(absmax, p.x_scale, p.x_zero)
+                                      : row_scale(absmax, p.mode == Int8Mode::kInt16 ? 32767.f : 127.f);
+  }
 
   // Adding 1.5 * 2^23 makes the fused multiply-add round, half to even, and leaves q in the lowest bits.
   const __m256 inverse = _mm256_set1_ps(row.inverse), shift = _mm256_set1_ps(12582912.f);
-  const auto rounded = [&](const void* values, int64_t i) {
-    const __m256 shifted = _mm256_fmadd_ps(load8<kType>(values, i), inverse, shift);
-    return _mm256_sub_epi32(_mm256_castps_si256(shifted), _mm256_castps_si256(shift));
+  const auto rounded = [&](__m256 v) __attribute__((always_inline)) {
+    return _mm256_sub_epi32(_mm256_castps_si256(_mm256_fmadd_ps(v, inverse, shift)), _mm256_castps_si256(shift));
   };
-  const auto chunk = [&](const void* values, int64_t i) {
-    __m256i q = _mm256_permute4x64_epi64(_mm256_packs_epi32(rounded(values, i), rounded(values, i + 8)), 0xd8);
-    if (row.inverse == 0) q = _mm256_setzero_si256();
-    if constexpr (kVnni) {
-      q = _mm256_add_epi16(q, _mm256_set1_epi16(128));
-      const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(out), bytes);
-    } else {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), q);
+  if (p.mode == Int8Mode::kDynamic) {
+    for (int64_t i = 0; i < k8; i += kInt8Chunk, out += step)
+      store_chunk<kVnni>(rounded(value8(i)), rounded(value8(i + 8)), 128, out);
+    return {row.scale, {128, 128}};
+  }
+  if (p.mode == Int8Mode::kInt16) {
+    const __m256i low_byte = _mm256_set1_epi32(255);
+    for (int64_t i = 0; i < k8; i += kInt8Chunk, out += step) {
+      const __m256i q0 = rounded(value8(i)), q1 = rounded(value8(i + 8));
+      store_chunk<kVnni>(_mm256_srai_epi32(q0, 8), _mm256_srai_epi32(q1, 8), 128, out);
+      store_chunk<kVnni>(_mm256_and_si256(q0, low_byte), _mm256_and_si256(q1, low_byte), 0,
+                         out + kInt8Chunk * (kVnni ? 1 : 2));
     }
-    out += step;
+    return {row.scale, {128, 0}};
+  }
+  const ValueRange range = value_range(row, p.mode);
+  const __m256 low = _mm256_set1_ps(range.low), high = _mm256_set1_ps(range.high);
+  const __m256i least = _mm256_set1_epi32(-row.zero), most = _mm256_set1_epi32(255 - row.zero);
+  const auto cut_off = [&](__m256 v) __attribute__((always_inline)) {
+    const __m256i q = rounded(_mm256_max_ps(low, _mm256_min_ps(high, v)));
+    return _mm256_max_epi32(least, _mm256_min_epi32(most, q));
   };
-  for (int64_t i = 0; i < whole; i += kInt8Chunk) chunk(x, i);
-  if (whole < k) chunk(tail, 0);
-  return row.scale;
+  for (int64_t i = 0; i < k8; i += kInt8Chunk, out += step)
+    store_chunk<kVnni>(cut_off(value8(i)), cut_off(value8(i + 8)), row.zero, out);
+  return {row.scale, {row.zero, row.zero}};
 }
 
 inline void store_row(const Int8Tile& t, const float* values, uint8_t* y) {
@@ -75,6 +123,32 @@ inline void store_row(const Int8Tile& t, const float* values, uint8_t* y) {
     return;
   }
   store_floats(values, t.columns, t.type, 0, y);
+}
+
+// What follows the sums: with VNNI those of q + zero, less 128 times the weight's; without, those of q.
+template <bool kVnni>
+__attribute__((noinline)) void finish_tile(const Int8Tile& t, int32_t (*sums)[16], int rows) {
+  if (kVnni && t.row_zero != nullptr)
+    for (int r = 0; r < rows; ++r)
+      for (int i = 0; i < 16; ++i) sums[r][i] += (128 - t.row_zero[r]) * t.sums[i];
+  alignas(32) float values[6][16];
+  const int x_rows = rows / t.planes;
+  for (int r = 0; r < x_rows; ++r)
+    for (int i = 0; i < 16; i += 8) {
+      const auto sum_of = [&](int row) {
+        return _mm256_cvtepi32_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(sums[row] + i)));
+      };
+      __m256 sum = sum_of(r * t.planes);
+      if (t.planes == 2) sum = _mm256_add_ps(_mm256_mul_ps(sum, _mm256_set1_ps(256.f)), sum_of(r * 2 + 1));
+      const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(t.row_scale[r]), _mm256_loadu_ps(t.weight_scale + i));
+      __m256 value = _mm256_add_ps(_mm256_mul_ps(sum, scale), _mm256_loadu_ps(t.bias + i));
+      const float* x = t.outlier_x + r * t.outliers;
+      for (int64_t j = 0; j < t.outliers; ++j)
+        value = _mm256_fmadd_ps(_mm256_set1_ps(x[j]), _mm256_loadu_ps(t.outlier_weight + 16 * j + i), value);
+      _mm256_store_ps(values[r] + i, value);
+    }
+  activate<true>(values[0], x_rows * 16, t.activation);
+  for (int r = 0; r < x_rows; ++r) store_row(t, values[r], t.y + r * t.y_stride);
 }
 
 // R rows by 16 columns: 2 R accumulators; with R = 6, two registers of weights and one of x, 15 of the 16.
@@ -133,7 +207,7 @@ void multiply_rows(const Int8Tile& t) {
     a += R * kSteps * 4;
     b += 16 * kInt8Chunk;
   }
-  alignas(32) float values[R][16];
+  alignas(32) int32_t sums[R][16];
 #pragma GCC unroll 6
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
@@ -141,13 +215,9 @@ void multiply_rows(const Int8Tile& t) {
       __m256i sum = acc[0][r][h];
 #pragma GCC unroll 4
       for (int u = 1; u < kPhases; ++u) sum = _mm256_add_epi32(sum, acc[u][r][h]);
-      const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(t.row_scale[r]), _mm256_loadu_ps(t.weight_scale + 8 * h));
-      const __m256 value =
-          _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sum), scale), _mm256_loadu_ps(t.bias + 8 * h));
-      _mm256_store_ps(values[r] + 8 * h, value);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(sums[r] + 8 * h), sum);
     }
-  activate<true>(values[0], R * 16, t.activation);
-  for (int r = 0; r < R; ++r) store_row(t, values[r], t.y + r * t.y_stride);
+  finish_tile<kVnni>(t, sums, R);
 }
 
 template <bool kVnni>
@@ -156,16 +226,20 @@ struct Avx2 {
   static constexpr int kColumns = 16;
   static constexpr int kValueBytes = kVnni ? 1 : 2;
 
-  static float quantize_row(const void* x, FloatType type, int64_t k, uint8_t* out, int64_t step) {
-    switch (type) {
+  static Int8Row quantize_row(const Int8Linear& p, const void* x, uint8_t* out, int64_t step) {
+    const auto run = [&]<FloatType kType>() {
+      return p.x_multiplier ? quantize_row_of<kType, true, kVnni>(p, x, out, step)
+                            : quantize_row_of<kType, false, kVnni>(p, x, out, step);
+    };
+    switch (p.type) {
       case FloatType::kFloat32:
-        return quantize_row_of<FloatType::kFloat32, kVnni>(x, k, out, step);
+        return run.template operator()<FloatType::kFloat32>();
       case FloatType::kBFloat16:
-        return quantize_row_of<FloatType::kBFloat16, kVnni>(x, k, out, step);
+        return run.template operator()<FloatType::kBFloat16>();
       case FloatType::kFloat16:
-        return quantize_row_of<FloatType::kFloat16, kVnni>(x, k, out, step);
+        return run.template operator()<FloatType::kFloat16>();
     }
-    return 0;
+    return {};
   }
 
   static void multiply(int rows, const Int8Tile& tile) {

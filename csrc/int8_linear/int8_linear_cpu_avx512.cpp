@@ -29,39 +29,90 @@ inline __m512 load16(const void* x, int64_t k, __mmask16 mask) {
 
 inline __mmask16 first_lanes(int64_t n) { return n >= 16 ? __mmask16(0xffff) : __mmask16((1u << n) - 1); }
 
-template <FloatType kType>
-uint32_t absmax_bits(const void* x, int64_t k) {
+// 16 of the values that are quantised.
+template <FloatType kType, bool kMultiplied>
+inline __m512 value16(const Int8Linear& p, const void* x, int64_t k, __mmask16 mask) {
+  const __m512 v = load16<kType>(x, k, mask);
+  if constexpr (!kMultiplied) return v;
+  return _mm512_mul_ps(v, _mm512_maskz_loadu_ps(mask, p.x_multiplier + k));
+}
+
+template <FloatType kType, bool kMultiplied>
+uint32_t absmax_bits(const Int8Linear& p, const void* x) {
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
   __m512i top[4] = {};
   const auto widen = [&](__m512i& lane, int64_t i, __mmask16 mask) {
-    lane = _mm512_max_epi32(lane, _mm512_and_si512(magnitude, _mm512_castps_si512(load16<kType>(x, i, mask))));
+    const __m512i bits = _mm512_castps_si512(value16<kType, kMultiplied>(p, x, i, mask));
+    lane = _mm512_max_epi32(lane, _mm512_and_si512(magnitude, bits));
   };
   int64_t i = 0;
-  for (; i + 64 <= k; i += 64)
+  for (; i + 64 <= p.k; i += 64)
     for (int j = 0; j < 4; ++j) widen(top[j], i + 16 * j, 0xffff);
-  for (; i < k; i += 16) widen(top[0], i, first_lanes(k - i));
+  for (; i < p.k; i += 16) widen(top[0], i, first_lanes(p.k - i));
   alignas(64) int32_t lanes[16];
   _mm512_store_si512(lanes, _mm512_max_epi32(_mm512_max_epi32(top[0], top[1]), _mm512_max_epi32(top[2], top[3])));
   return uint32_t(*std::max_element(lanes, lanes + 16));
 }
 
-template <FloatType kType>
-float quantize_row_of(const void* x, int64_t k, uint8_t* out, int64_t step) {
-  const RowScale row = row_scale(absmax_bits<kType>(x, k));
-  if (row.inverse == 0) {
-    for (int64_t i = 0; i < k; i += kInt8Chunk, out += step) std::memset(out, 128, kInt8Chunk);
-    return row.scale;
+template <FloatType kType, bool kMultiplied>
+RowScale scale_of_range(const Int8Linear& p, const void* x) {
+  __m512i top = _mm512_set1_epi32(std::numeric_limits<int32_t>::min()), bottom = _mm512_setzero_si512();
+  for (int64_t i = 0; i < p.k; i += 16) {
+    const __m512i bits = _mm512_castps_si512(value16<kType, kMultiplied>(p, x, i, first_lanes(p.k - i)));
+    top = _mm512_max_epi32(top, bits);
+    bottom = _mm512_max_epu32(bottom, bits);
   }
-  // Adding 1.5 * 2^23 + 128 makes the fused multiply-add round, half to even, and leaves q + 128 in the lowest byte.
-  const __m512 inverse = _mm512_set1_ps(row.inverse), shift = _mm512_set1_ps(12582912.f + 128.f);
-  const auto chunk = [&](__m512 v) {
-    const __m512i bits = _mm512_castps_si512(_mm512_fmadd_ps(v, inverse, shift));
-    _mm_store_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(bits));
+  return row_scale_of_range(_mm512_reduce_max_epi32(top), uint32_t(_mm512_reduce_max_epu32(bottom)));
+}
+
+// A row whose inverse is 0 becomes zeros, or, where its scale is NaN, anything.
+template <FloatType kType, bool kMultiplied>
+Int8Row quantize_row_of(const Int8Linear& p, const void* x, uint8_t* out, int64_t step) {
+  const auto each_chunk = [&](auto write) __attribute__((always_inline)) {
+    int64_t i = 0;
+    for (; i + kInt8Chunk <= p.k; i += kInt8Chunk, out += step) write(value16<kType, kMultiplied>(p, x, i, 0xffff));
+    if (i < p.k) write(value16<kType, kMultiplied>(p, x, i, first_lanes(p.k - i)));
   };
-  int64_t i = 0;
-  for (; i + kInt8Chunk <= k; i += kInt8Chunk, out += step) chunk(load16<kType>(x, i, 0xffff));
-  if (i < k) chunk(load16<kType>(x, i, first_lanes(k - i)));
-  return row.scale;
+  // Adding 1.5 * 2^23 makes the fused multiply-add round, half to even, and leaves the integer in the lowest bits.
+  constexpr float kShift = 12582912.f;
+  if (p.mode == Int8Mode::kDynamic) {
+    const RowScale row = row_scale(absmax_bits<kType, kMultiplied>(p, x), 127.f);
+    const __m512 inverse = _mm512_set1_ps(row.inverse), shift = _mm512_set1_ps(kShift + 128.f);
+    each_chunk([&](__m512 v) __attribute__((always_inline)) {
+      const __m512i bits = _mm512_castps_si512(_mm512_fmadd_ps(v, inverse, shift));
+      _mm_store_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(bits));
+    });
+    return {row.scale, {128, 128}};
+  }
+  const __m512 shift = _mm512_set1_ps(kShift);
+  if (p.mode == Int8Mode::kInt16) {
+    const RowScale row = row_scale(absmax_bits<kType, kMultiplied>(p, x), 32767.f);
+    const __m512 inverse = _mm512_set1_ps(row.inverse);
+    const __m512i base = _mm512_sub_epi32(_mm512_castps_si512(shift), _mm512_set1_epi32(128 << 8));
+    each_chunk([&](__m512 v) __attribute__((always_inline)) {
+      const __m512i bits = _mm512_sub_epi32(_mm512_castps_si512(_mm512_fmadd_ps(v, inverse, shift)), base);
+      _mm_store_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(_mm512_srli_epi32(bits, 8)));
+      _mm_store_si128(reinterpret_cast<__m128i*>(out) + 1, _mm512_cvtepi32_epi8(bits));
+    });
+    return {row.scale, {128, 0}};
+  }
+  // Of kStatic the range is not needed, but whether every value is finite, which the one pass over them tells too.
+  RowScale row =
+      p.mode == Int8Mode::kStatic ? row_scale_static(0, p.x_scale, p.x_zero) : scale_of_range<kType, kMultiplied>(p, x);
+  const ValueRange range = value_range(row, p.mode);
+  const __m512 inverse = _mm512_set1_ps(row.inverse), low = _mm512_set1_ps(range.low),
+               high = _mm512_set1_ps(range.high);
+  const __m512i base = _mm512_sub_epi32(_mm512_castps_si512(shift), _mm512_set1_epi32(row.zero));
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff), zero = _mm512_setzero_si512();
+  __m512i top = zero;
+  each_chunk([&](__m512 v) __attribute__((always_inline)) {
+    top = _mm512_max_epi32(top, _mm512_and_si512(magnitude, _mm512_castps_si512(v)));
+    v = _mm512_max_ps(low, _mm512_min_ps(high, v));
+    const __m512i q = _mm512_sub_epi32(_mm512_castps_si512(_mm512_fmadd_ps(v, inverse, shift)), base);
+    _mm_store_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtusepi32_epi8(_mm512_max_epi32(q, zero)));
+  });
+  if (p.mode == Int8Mode::kStatic) row = row_scale_static(uint32_t(_mm512_reduce_max_epi32(top)), p.x_scale, p.x_zero);
+  return {row.scale, {row.zero, row.zero}};
 }
 
 inline __m256i bfloat16_of(__m512 v) {  // as float_to_bfloat16
@@ -89,6 +140,34 @@ inline void store16(const Int8Tile& t, __m512 v, uint8_t* y, int column) {
                            ? bfloat16_of(v)
                            : _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   _mm256_mask_storeu_epi16(reinterpret_cast<uint16_t*>(y) + column, mask, half);
+}
+
+// What follows the sums, for whatever multiply_rows does not do in registers.
+__attribute__((noinline)) void finish_tile(const Int8Tile& t, int32_t (*sums)[32], int rows) {
+  if (t.row_zero != nullptr)  // the sums are those of q + zero, less 128 times the weight's
+    for (int r = 0; r < rows; ++r)
+      for (int i = 0; i < 32; i += 16) {
+        const __m512i off = _mm512_mullo_epi32(_mm512_set1_epi32(128 - t.row_zero[r]), _mm512_loadu_si512(t.sums + i));
+        _mm512_store_si512(sums[r] + i, _mm512_add_epi32(_mm512_load_si512(sums[r] + i), off));
+      }
+  alignas(64) float values[14][32];
+  const int x_rows = rows / t.planes;
+  for (int r = 0; r < x_rows; ++r)
+    for (int i = 0; i < 32; i += 16) {
+      __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums[r * t.planes] + i));
+      if (t.planes == 2)
+        sum = _mm512_add_ps(_mm512_mul_ps(sum, _mm512_set1_ps(256.f)),
+                            _mm512_cvtepi32_ps(_mm512_load_si512(sums[r * 2 + 1] + i)));
+      const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(t.row_scale[r]), _mm512_loadu_ps(t.weight_scale + i));
+      __m512 value = _mm512_add_ps(_mm512_mul_ps(sum, scale), _mm512_loadu_ps(t.bias + i));
+      const float* x = t.outlier_x + r * t.outliers;
+      for (int64_t j = 0; j < t.outliers; ++j)
+        value = _mm512_fmadd_ps(_mm512_set1_ps(x[j]), _mm512_loadu_ps(t.outlier_weight + 32 * j + i), value);
+      _mm512_store_ps(values[r] + i, value);
+    }
+  activate<true>(values[0], x_rows * 32, t.activation);
+  for (int r = 0; r < x_rows; ++r)
+    for (int i = 0; i < 32; i += 16) store16(t, _mm512_load_ps(values[r] + i), t.y + r * t.y_stride, i);
 }
 
 // R rows by 32 columns: 2 R accumulators; with R = 14, two registers of weights and one of x, 31 of the 32.
@@ -145,9 +224,9 @@ void multiply_rows(const Int8Tile& t) {
   // ReLU is a maximum with 0, no activation one with -infinity: no branch per row. NaN in the second operand stays.
   const __m512 floor =
       _mm512_set1_ps(t.activation == Activation::kRelu ? 0.f : -std::numeric_limits<float>::infinity());
-  const bool plain =
-      t.activation != Activation::kGelu && t.activation != Activation::kSilu && t.type == FloatType::kFloat32;
-  alignas(64) float values[R][32];  // where more is to be done than fits here 2 R times
+  const bool plain = t.activation != Activation::kGelu && t.activation != Activation::kSilu &&
+                     t.type == FloatType::kFloat32 && t.row_zero == nullptr && t.outliers == 0;
+  alignas(64) int32_t sums[R][32];  // where more is to be done than fits here 2 R times
   // Half after half, and every index of acc a constant: the accumulators never leave their registers.
 #pragma GCC unroll 2
   for (int h = 0; h < 2; ++h) {
@@ -162,7 +241,7 @@ void multiply_rows(const Int8Tile& t) {
     };
     if (!plain) {
 #pragma GCC unroll 14
-      for (int r = 0; r < R; ++r) _mm512_store_ps(values[r] + 16 * h, value(r));
+      for (int r = 0; r < R; ++r) _mm512_store_si512(sums[r] + 16 * h, acc[0][r][h]);
     } else if (t.stream) {
 #pragma GCC unroll 14
       for (int r = 0; r < R; ++r, y += stride) _mm512_stream_ps(reinterpret_cast<float*>(y), value(r));
@@ -171,14 +250,7 @@ void multiply_rows(const Int8Tile& t) {
       for (int r = 0; r < R; ++r, y += stride) _mm512_mask_storeu_ps(y, mask, value(r));
     }
   }
-  if (!plain) {
-    activate<true>(values[0], R * 32, t.activation);
-#pragma GCC unroll 1
-    for (int r = 0; r < R; ++r) {
-      store16(t, _mm512_load_ps(values[r]), t.y + r * t.y_stride, 0);
-      store16(t, _mm512_load_ps(values[r] + 16), t.y + r * t.y_stride, 16);
-    }
-  }
+  if (!plain) finish_tile(t, sums, R);
 }
 
 struct Avx512Vnni {
@@ -186,16 +258,20 @@ struct Avx512Vnni {
   static constexpr int kColumns = 32;
   static constexpr int kValueBytes = 1;
 
-  static float quantize_row(const void* x, FloatType type, int64_t k, uint8_t* out, int64_t step) {
-    switch (type) {
+  static Int8Row quantize_row(const Int8Linear& p, const void* x, uint8_t* out, int64_t step) {
+    const auto run = [&]<FloatType kType>() {
+      return p.x_multiplier ? quantize_row_of<kType, true>(p, x, out, step)
+                            : quantize_row_of<kType, false>(p, x, out, step);
+    };
+    switch (p.type) {
       case FloatType::kFloat32:
-        return quantize_row_of<FloatType::kFloat32>(x, k, out, step);
+        return run.template operator()<FloatType::kFloat32>();
       case FloatType::kBFloat16:
-        return quantize_row_of<FloatType::kBFloat16>(x, k, out, step);
+        return run.template operator()<FloatType::kBFloat16>();
       case FloatType::kFloat16:
-        return quantize_row_of<FloatType::kFloat16>(x, k, out, step);
+        return run.template operator()<FloatType::kFloat16>();
     }
-    return 0;
+    return {};
   }
 
   static void multiply(int rows, const Int8Tile& tile) {

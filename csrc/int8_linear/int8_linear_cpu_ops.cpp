@@ -16,14 +16,18 @@ Tensor int8_pack_weight_cpu(const Tensor& weight, std::string kernel_name) {
 }
 
 Tensor int8_linear_cpu(const Tensor& x, const Tensor& weight, const Tensor& weight_scale, std::optional<Tensor> bias,
-                       std::optional<Tensor> packed, std::string activation) {
+                       std::optional<Tensor> packed, std::optional<Tensor> x_range, std::optional<Tensor> x_multiplier,
+                       std::optional<Tensor> outlier_columns, std::optional<Tensor> outlier_weight, std::string mode,
+                       std::string activation) {
   constexpr const char* kOp = "int8_linear";
   FASTCL_CHECK(weight.dim() == 2, kOp, ": weight must be [N, K], got ", shape(weight));
   const int64_t n = weight.size(0), k = weight.size(1);
   FASTCL_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == k, kOp, ": x must be [..., ", k, "], got ", shape(x));
-  const Int8LinearTensors t = int8_linear_tensors(kOp, x, weight, n, k, weight_scale, bias, packed);
+  const Int8Activations activations =
+      int8_activations(kOp, mode, x_range, x_multiplier, outlier_columns, outlier_weight, n, k);
+  check_int8_weight(kOp, weight);
   Tensor y = new_linear_output(x, n);
-  run_int8_linear(kOp, t, nullptr, activation, y);
+  run_int8_linear(kOp, x, nullptr, weight, weight_scale, bias, packed, activations, activation, y);
   return y;
 }
 

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 
 #include "common/float_types.h"
@@ -16,31 +17,63 @@
 
 namespace fastcl {
 
-// How a row is quantised: value = scale * q, q = round(value * inverse).
+// How a row is quantised: value = scale * q, q = round(value * inverse); what is stored is q + zero.
 struct RowScale {
   float scale;    // NaN where the row holds a NaN or an infinity
-  float inverse;  // 0: every q is 0
+  float inverse;  // 0 where every q is 0, or the row NaN
+  int32_t zero;   // of kAsymmetric and kStatic
 };
 
-// From the largest bit pattern of |x| over the row: patterns order as magnitudes do, infinity and then NaN on top.
-inline RowScale row_scale(uint32_t absmax_bits) {
-  if (absmax_bits >= 0x7f800000u) return {std::numeric_limits<float>::quiet_NaN(), 0.f};
-  if (absmax_bits < 0x0d800000u) return {0.f, 0.f};  // 2^-100: 127 / absmax stays finite above it
+// From the largest bit pattern of |v| over the row: patterns order as magnitudes do, infinity and then NaN on top.
+inline RowScale row_scale(uint32_t absmax_bits, float steps) {
+  if (absmax_bits >= 0x7f800000u) return {std::numeric_limits<float>::quiet_NaN(), 0.f, 0};
+  if (absmax_bits < 0x0d800000u) return {0.f, 0.f, 0};  // 2^-100: steps / absmax stays finite above it
   const float absmax = bits_to_float(absmax_bits);
-  return {absmax / 127.f, 127.f / absmax};
+  return {absmax / steps, steps / absmax, 0};
 }
 
-// Within [-127, 127] for |x| <= absmax: 127 / absmax errs by less than half a step at 127.
-inline int8_t quantize(float x, float inverse) {
+// From the largest bit pattern as a signed and as an unsigned number: that of the greatest value, if there is one with
+// a plus sign, and that of the least, if there is one with a minus sign.
+inline RowScale row_scale_of_range(int32_t signed_bits, uint32_t unsigned_bits) {
+  const float high = signed_bits >= 0 ? bits_to_float(uint32_t(signed_bits)) : 0.f;
+  const float low = unsigned_bits >= 0x80000000u ? bits_to_float(unsigned_bits) : 0.f;
+  RowScale row = row_scale(float_to_bits(high - low) & 0x7fffffffu, 255.f);
+  if (row.inverse != 0) row.zero = int32_t(std::nearbyint(double(-low) * double(row.inverse)));
+  return row;
+}
+
+inline RowScale row_scale_static(uint32_t absmax_bits, float scale, int32_t zero) {
+  if (absmax_bits >= 0x7f800000u) return {std::numeric_limits<float>::quiet_NaN(), 0.f, zero};
+  return {scale, 1.f / scale, zero};
+}
+
+// Beyond [low, high] kStatic cuts off: a little wider than what rounds to 0 and 255.
+struct ValueRange {
+  float low, high;
+};
+inline ValueRange value_range(const RowScale& row, Int8Mode mode) {
+  if (mode != Int8Mode::kStatic) {
+    const float infinity = std::numeric_limits<float>::infinity();
+    return {-infinity, infinity};
+  }
+  return {row.scale * -float(row.zero + 2), row.scale * float(257 - row.zero)};
+}
+
+// v * inverse, rounded once. In kDynamic and kInt16 it stays within the steps for |v| <= absmax: steps / absmax errs by
+// less than half a step.
+inline int32_t quantize(float v, float inverse) {
   // The product of two floats is exact in double; adding 1.5 * 2^52 rounds it, half to even, into the lowest bits.
-  const double shifted = double(x) * double(inverse) + 6755399441055744.0;
+  const double shifted = double(v) * double(inverse) + 6755399441055744.0;
   uint64_t bits;
   std::memcpy(&bits, &shifted, sizeof bits);
-  return static_cast<int8_t>(bits);
+  return static_cast<int32_t>(bits);
 }
 
-inline float dequantize(int32_t sum, float row_scale, float weight_scale, float bias) {
-  return static_cast<float>(sum) * (row_scale * weight_scale) + bias;
+// Of kInt16: the sums with q >> 8 and with q & 255.
+inline float int16_sum(int32_t high, int32_t low) { return float(high) * 256.f + float(low); }
+
+inline float dequantize(float sum, float row_scale, float weight_scale, float bias) {
+  return sum * (row_scale * weight_scale) + bias;
 }
 
 // a b + c, in one rounding where the caller is compiled for a machine that does it in one instruction.

@@ -21,6 +21,15 @@ inline Activation activation_by_name(const char* op, const std::string& name) {
   return Activation::kNone;
 }
 
+inline Int8Mode int8_mode_by_name(const char* op, const std::string& name) {
+  if (name == "dynamic") return Int8Mode::kDynamic;
+  if (name == "asymmetric") return Int8Mode::kAsymmetric;
+  if (name == "static") return Int8Mode::kStatic;
+  if (name == "int16") return Int8Mode::kInt16;
+  FASTCL_CHECK(false, op, ": mode must be dynamic, asymmetric, static or int16, got ", name);
+  return Int8Mode::kDynamic;
+}
+
 inline void check_int8_weight(const char* op, const Tensor& weight) {
   check_dtype(op, "weight", weight, ScalarType::Char);
   FASTCL_CHECK(weight.dim() >= 2 && weight.numel() > 0 && weight.numel() / weight.size(0) <= kInt8MaxDepth, op,
@@ -44,58 +53,97 @@ inline const Int8Kernel& int8_kernel_of(const char* op, const Tensor& packed, in
   return *kernel;
 }
 
-// The arguments of a product of rows of k values by n columns, contiguous and of the right size.
-struct Int8LinearTensors {
-  Tensor x, weight_scale, packed;
-  std::optional<Tensor> bias;
-  const Int8Kernel* kernel;
-  FloatType type;
-  int64_t n, k;
+// How x is to be quantised, and which of its columns are multiplied in float as well.
+struct Int8Activations {
+  Int8Mode mode;
+  float x_scale = 0;
+  int32_t x_zero = 0;
+  std::optional<Tensor> x_multiplier, outlier_columns, outlier_weight;
 };
 
 inline Tensor int8_pack(const Int8Kernel& kernel, const Tensor& weight, int64_t n, int64_t k) {
-  const Tensor rows = torch::stable::contiguous(weight);
+  const Tensor rows = as_contiguous(weight);
   Tensor packed = new_tensor(weight, {int8_packed_bytes(n, k)}, ScalarType::Byte);
   int8_pack_weight(kernel, {static_cast<const int8_t*>(rows.const_data_ptr()), n, k,
                             static_cast<uint8_t*>(packed.mutable_data_ptr())});
   return packed;
 }
 
-inline Int8LinearTensors int8_linear_tensors(const char* op, const Tensor& x, const Tensor& weight, int64_t n,
-                                             int64_t k, const Tensor& weight_scale, std::optional<Tensor> bias,
-                                             const std::optional<Tensor>& packed) {
-  check_int8_weight(op, weight);
-  const FloatType type = float_type(op, "x", x);
-  if (bias) bias = float_vector(op, "bias", *bias, n);
-  const Tensor block = packed ? *packed : int8_pack(*int8_kernel("auto"), weight, n, k);
-  const Int8Kernel& kernel = int8_kernel_of(op, block, n, k);
-  return {torch::stable::contiguous(x),
-          float_vector(op, "weight_scale", weight_scale, n),
-          block,
-          bias,
-          &kernel,
-          type,
-          n,
-          k};
+inline Int8Activations int8_activations(const char* op, const std::string& mode, std::optional<Tensor> x_range,
+                                        std::optional<Tensor> x_multiplier, std::optional<Tensor> outlier_columns,
+                                        std::optional<Tensor> outlier_weight, int64_t n, int64_t k) {
+  Int8Activations a = {int8_mode_by_name(op, mode)};
+  FASTCL_CHECK(a.mode == Int8Mode::kDynamic || k <= kInt8MaxDepthUnsigned, op, ": in mode ", mode,
+               " the weight must have at most ", kInt8MaxDepthUnsigned, " values for each of N, got ", k);
+  FASTCL_CHECK((a.mode == Int8Mode::kStatic) == x_range.has_value(), op,
+               ": x_range must be given in mode static and no other, got mode ", mode);
+  if (x_range) {
+    const Tensor range = float_vector(op, "x_range", *x_range, 2);
+    const float* values = static_cast<const float*>(range.const_data_ptr());
+    FASTCL_CHECK(values[0] >= 0x1p-100f && values[0] <= 0x1p100f && values[1] >= 0 && values[1] <= 255 &&
+                     values[1] == float(int32_t(values[1])),
+                 op, ": x_range must hold a scale from 2^-100 to 2^100 and a whole zero point from 0 to 255, got ",
+                 values[0], " and ", values[1]);
+    a.x_scale = values[0], a.x_zero = int32_t(values[1]);
+  }
+  if (x_multiplier) a.x_multiplier = float_vector(op, "x_multiplier", *x_multiplier, k);
+  FASTCL_CHECK(outlier_columns.has_value() == outlier_weight.has_value(), op,
+               ": outlier_columns and outlier_weight must be given together");
+  if (outlier_columns) {
+    check_dtype(op, "outlier_columns", *outlier_columns, ScalarType::Long);
+    check_dtype(op, "outlier_weight", *outlier_weight, ScalarType::Float);
+    FASTCL_CHECK(outlier_columns->dim() == 1 && outlier_weight->dim() == 2 &&
+                     outlier_weight->size(0) == outlier_columns->size(0) && outlier_weight->size(1) == n,
+                 op, ": outlier_weight must be [J, ", n, "] for outlier_columns [J], got ", shape(*outlier_weight),
+                 " and ", shape(*outlier_columns));
+    a.outlier_columns = as_contiguous(*outlier_columns);
+    a.outlier_weight = as_contiguous(*outlier_weight);
+    const int64_t* columns = static_cast<const int64_t*>(a.outlier_columns->const_data_ptr());
+    for (int64_t j = 0; j < a.outlier_columns->size(0); ++j)
+      FASTCL_CHECK(columns[j] >= 0 && columns[j] < k, op, ": outlier_columns must be from 0 to ", k - 1, ", got ",
+                   columns[j]);
+  }
+  return a;
 }
 
-// Fills y, whose last dimension is n.
-inline void run_int8_linear(const char* op, const Int8LinearTensors& t, const Int8Patches* patches,
+// Fills y, whose last dimension is n, with the product of x's rows of k values, as they stand or in patches.
+inline void run_int8_linear(const char* op, const Tensor& x, const Int8Patches* patches, const Tensor& weight,
+                            const Tensor& weight_scale, const std::optional<Tensor>& bias,
+                            const std::optional<Tensor>& packed, const Int8Activations& a,
                             const std::string& activation, Tensor& y) {
-  const Activation act = activation_by_name(op, activation);
+  check_int8_weight(op, weight);
+  const int64_t n = weight.size(0), k = weight.numel() / n;
+  const Tensor values = as_contiguous(x), scale = float_vector(op, "weight_scale", weight_scale, n);
+  const Tensor block = packed ? *packed : int8_pack(*int8_kernel("auto"), weight, n, k);
+  const Tensor bias_vector = bias ? float_vector(op, "bias", *bias, n) : scale;
+  const Int8Kernel& kernel = int8_kernel_of(op, block, n, k);
+  Int8Linear p = {};
+  p.x = values.const_data_ptr();
+  p.patches = patches;
+  p.type = float_type(op, "x", x);
+  p.m = y.numel() / n, p.k = k, p.n = n;
+  p.packed = static_cast<const uint8_t*>(block.const_data_ptr());
+  p.weight_scale = static_cast<const float*>(scale.const_data_ptr());
+  if (bias) p.bias = static_cast<const float*>(bias_vector.const_data_ptr());
+  p.mode = a.mode, p.x_scale = a.x_scale, p.x_zero = a.x_zero;
+  if (a.x_multiplier) p.x_multiplier = static_cast<const float*>(a.x_multiplier->const_data_ptr());
+  if (a.outlier_columns) {
+    p.outliers = a.outlier_columns->size(0);
+    p.outlier_columns = static_cast<const int64_t*>(a.outlier_columns->const_data_ptr());
+    p.outlier_weight = static_cast<const float*>(a.outlier_weight->const_data_ptr());
+  }
+  p.activation = activation_by_name(op, activation);
   if (y.numel() == 0) return;
-  prefer_huge_pages(y.mutable_data_ptr(), size_t(y.numel() * size_of(t.type)));
-  t.kernel->linear({t.x.const_data_ptr(), patches, t.type, y.numel() / t.n, t.k, t.n,
-                    static_cast<const uint8_t*>(t.packed.const_data_ptr()),
-                    static_cast<const float*>(t.weight_scale.const_data_ptr()),
-                    t.bias ? static_cast<const float*>(t.bias->const_data_ptr()) : nullptr, act, y.mutable_data_ptr()});
+  p.y = y.mutable_data_ptr();
+  prefer_huge_pages(p.y, size_t(y.numel() * size_of(p.type)));
+  kernel.linear(p);
 }
 
 inline Tensor new_linear_output(const Tensor& x, int64_t n) {
   std::vector<int64_t> sizes;
   for (int64_t d = 0; d + 1 < x.dim(); ++d) sizes.push_back(x.size(d));
   sizes.push_back(n);
-  return torch::stable::new_empty(x, {sizes.data(), sizes.size()}, x.scalar_type());
+  return new_tensor(x, {sizes.data(), sizes.size()}, x.scalar_type());
 }
 
 }  // namespace fastcl

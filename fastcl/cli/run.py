@@ -68,6 +68,10 @@ def run(
     projection: Annotated[int | None, _setting("projection", "Dimensions in which views are compared.")] = None,
     neighbors: Annotated[int | None, _setting("neighbors", "k of the k-NN evaluation.")] = None,
     probe_c: Annotated[float | None, _setting("probe_c", "Inverse regularisation of the linear probe.")] = None,
+    ladder: Annotated[
+        str | None, _setting("ladder", "Smaller encoders at the end: none, student (half the width) or full.")
+    ] = None,
+    distill_epochs: Annotated[int | None, _setting("distill_epochs", "Epochs in which each of them learns.")] = None,
     seed: Annotated[int | None, _setting("seed", "Of weights, order and draws.")] = None,
     threads: Annotated[int | None, _setting("threads", "Threads to use. (default: all cores)")] = None,
     checkpoint_steps: Annotated[
@@ -149,4 +153,6 @@ def _table(metrics: dict[str, Any]) -> Table:
     row("random encoder", "random_encoder_", None)
     row("pretrained, float32", "", "")
     row("pretrained, int8", "int8_", "int8_")
+    if "student_encoder_bytes" in metrics:
+        row("student, int8", "student_", "student_")
     return table

@@ -30,18 +30,6 @@ Pairs = tuple[Tensor, Tensor, Tensor, Tensor]
 class _PairLoss(ContrastiveLoss):
     """Checks the arguments that the package's losses share, and takes labels or listed pairs."""
 
-    def __init__(
-        self,
-        temperature: float,
-        *,
-        learnable_temperature: bool = False,
-        reduction: Reduction = "mean",
-        precision: str | None = None,
-    ) -> None:
-        super().__init__(
-            temperature, learnable_temperature=learnable_temperature, reduction=reduction, precision=precision
-        )
-
     def forward(
         self,
         embeddings: Tensor,

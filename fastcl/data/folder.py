@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from fastcl.errors import DataError, run_extra
 
-__all__ = ["find_images", "read_folder", "read_images"]
+__all__ = ["classes_of", "find_images", "open_image", "read_folder", "read_images"]
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -34,6 +36,26 @@ def find_images(folder: Path) -> list[Path]:
     return found
 
 
+def open_image(source: str | Path | bytes, channels: int, min_side: int | None = None) -> Any:
+    """Decodes a file, or its bytes, to an upright PIL image; `channels` and `min_side` as :func:`fastcl.data.decode`'s.
+
+    Raises:
+        DataError: for what is no readable image; names the file.
+    """
+    with run_extra():
+        from PIL import Image, ImageOps, UnidentifiedImageError
+    mode = "RGB" if channels == 3 else "L"
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if min_side is not None:
+                width, height = (max(1, side * min_side // min(image.size)) for side in image.size)
+                image.draft(mode, (width, height))
+            return ImageOps.exif_transpose(image).convert(mode)
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        name = f"{len(source)} bytes" if isinstance(source, bytes) else source
+        raise DataError(f"{name}: expected a readable image: {error}") from error
+
+
 def read_images(paths: Sequence[Path], size: int, channels: int = 3) -> Tensor:
     """Reads image files, each resized (antialiased) so that its shorter side is `size`, then cropped to its centre.
 
@@ -49,15 +71,12 @@ def read_images(paths: Sequence[Path], size: int, channels: int = 3) -> Tensor:
         DataError: for a file that is no readable image.
     """
     with run_extra():
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image, ImageOps
     images = torch.empty((len(paths), channels, size, size), dtype=torch.uint8)
     for row, path in enumerate(paths):
-        try:
-            with Image.open(path) as image:
-                upright = ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L")
-                fitted = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
-        except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path}: expected a readable image: {error}") from error
+        # A JPEG is decoded at twice the size or more: what the resize makes of that is as sharp.
+        image = open_image(path, channels, min_side=2 * size)
+        fitted = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
         images[row] = torch.from_numpy(np.array(fitted)).reshape(size, size, channels).permute(2, 0, 1)
     return images
 
@@ -75,9 +94,13 @@ def read_folder(folder: Path, size: int) -> tuple[Tensor, Tensor | None, tuple[s
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder of images")
     paths = find_images(folder)
-    images = read_images(paths, size)
+    return read_images(paths, size), *classes_of(folder, paths)
+
+
+def classes_of(folder: Path, paths: Sequence[Path]) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Labels int64 [len(paths)] and the names of the classes, from the first subfolder of each; see `read_folder`."""
     parts = [path.relative_to(folder).parts for path in paths]
     classes = tuple(sorted({part[0] for part in parts if len(part) > 1}))
     if len(classes) < 2 or any(len(part) == 1 for part in parts):
-        return images, None, ()
-    return images, torch.tensor([classes.index(part[0]) for part in parts]), classes
+        return None, ()
+    return torch.tensor([classes.index(part[0]) for part in parts]), classes

@@ -252,7 +252,7 @@ class SecureImages:
     It is a map-style data set for a DataLoader, too. What is not asked for is neither read nor authenticated.
     """
 
-    dtype = torch.uint8
+    dtype, device = torch.uint8, torch.device("cpu")
 
     def __init__(self, path: str | Path, key: Key) -> None:
         """Opens the folder and authenticates its description.

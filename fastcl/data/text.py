@@ -78,6 +78,10 @@ class TextViews:
         """Rows of bytes, uint8 [B, 1, 1, any], as views, uint8 [B, 1, 1, length]."""
         return to_bytes(self.transform(from_bytes(rows), index, epoch, view), self.length)
 
+    def two(self, rows: Tensor, index: Any = None, epoch: int = 0) -> list[Tensor]:
+        """The first two views of the rows, as a :class:`fastcl.data.Loader` asks for them."""
+        return [self(rows, index, epoch, view) for view in (0, 1)]
+
 
 def read_python_docs() -> tuple[list[str], list[int], tuple[str, ...]]:
     """The prose of ``pydoc_data.topics``: the language reference as it stands behind Python's ``help()``.

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from fastcl.losses.distributed import (
@@ -22,6 +23,42 @@ from fastcl.losses.embeddings import check_embeddings, dot
 from fastcl.losses.reduction import Reduction, check_reduction, reduce
 from fastcl.ops import similarity_lse
 from fastcl.ops.checks import check_precision, check_scale
+from fastcl.ops.registry import op
+
+
+class _PairLosses(torch.autograd.Function):
+    """The losses of the pairs in one process, [N]; as one node, for small batches spend their time between nodes."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, text: Tensor, scale: Tensor, precision: str) -> Tensor:
+        number = torch.arange(len(image), device=image.device)
+        # Sums without the positive, which softplus adds: exact where the loss is small.
+        row, col = op("similarity_lse", image)(image, text, scale, number, number, True, precision)
+        cosine = dot(image, text)
+        ctx.save_for_backward(image, text, scale, number, row, col, cosine)
+        ctx.precision = precision
+        ctx.lse_backward = op("similarity_lse_backward", image)  # of the backend that is in force now
+        return functional.softplus(torch.stack((row, col)) - scale * cosine).mean(dim=0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        image, text, scale, number, row, col, cosine = ctx.saved_tensors
+        need_image, need_text, need_scale, _ = ctx.needs_input_grad
+        grad_row, grad_col = torch.sigmoid(torch.stack((row, col)) - scale * cosine).mul_(grad / 2)
+        # The scale's gradient is formed from the images'.
+        grad_image, grad_text, grad_scale = ctx.lse_backward(
+            grad_row, grad_col, image, text, scale, number, number, row, col, need_image or need_scale, need_text,
+            ctx.precision,
+        )  # fmt: skip
+        grad_cosine = -(grad_row + grad_col)
+        pull = (scale * grad_cosine)[:, None]
+        return (
+            (grad_image + pull * text).to(image.dtype) if need_image else None,
+            (grad_text + pull * image).to(text.dtype) if need_text else None,
+            grad_scale + (grad_cosine * cosine).sum(),
+            None,
+        )
 
 
 class ClipLoss(nn.Module):
@@ -126,13 +163,13 @@ class ClipLoss(nn.Module):
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _exact(self, image: Tensor, text: Tensor, scale: Tensor, distributed: Distributed | None) -> Tensor:
+        if distributed is None or world()[1] == 1:
+            losses: Tensor = _PairLosses.apply(image, text, scale, check_precision("ClipLoss", self.precision))
+            return reduce(losses, self.reduction)
         count = len(image)
         number = torch.arange(count, device=image.device)
         options: dict[str, Any] = {"precision": self.precision}
-        # Sums without the positive, which softplus adds: exact where the loss is small.
-        if distributed is None or world()[1] == 1:
-            row, col = similarity_lse(image, text, scale, q_group=number, k_group=number, columns=True, **options)
-        elif distributed == "ring":
+        if distributed == "ring":
             row, col = ring_lse(image, text, scale, number, count, columns=True, **options)
         else:
             row = lse_of_all(image, text, scale, number, count, distributed=distributed, **options)

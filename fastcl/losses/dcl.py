@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastcl.losses.distributed import Distributed, gathered
 from fastcl.losses.embeddings import dot
-from fastcl.losses.reduction import Reduction, reduce
+from fastcl.losses.reduction import Reduction
 from fastcl.losses.two_views import TwoViewLoss
 
 WeightFunction = Callable[[Tensor, Tensor], Tensor]
@@ -75,26 +75,10 @@ class DCLLoss(TwoViewLoss):
         )
         self.weight_fn = weight_fn
 
-    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
-        """Gives the loss of two views.
-
-        Args:
-            out0: embeddings of the first view, [N, D], float32, bfloat16, float16 or float64; need not be normalised.
-            out1: embeddings of the second view, [N, D], row i being of the same sample as ``out0``'s.
-
-        Returns:
-            A scalar, or the losses of the rows [2N] for ``reduction="none"``; float32 (float64 for float64).
-
-        Raises:
-            TypeError: for an argument of the wrong type or dtype.
-            ValueError: for shapes that do not fit.
-        """
-        z0, z1 = self._unit_views(out0, out1)
-        scale = self.logit_scale.scale()
-        positive = scale * self._positives(z0, z1)
+    def _losses(self, z0: Tensor, z1: Tensor, scale: float | Tensor, positive: Tensor) -> Tensor:
         if self.weight_fn is not None:
             positive = positive * torch.cat([self.weight_fn(z0, z1), self.weight_fn(z1, z0)])
-        return reduce(self._negatives(z0, z1, scale) - positive, self.reduction)
+        return self._negatives(z0, z1, scale) - positive
 
 
 class DCLWLoss(DCLLoss):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastcl.losses.distributed import Distributed, world
-from fastcl.losses.reduction import Reduction, reduce
+from fastcl.losses.reduction import Reduction
 from fastcl.losses.two_views import TwoViewLoss
 
 
@@ -55,29 +55,11 @@ class DebiasedLoss(TwoViewLoss):
             raise ValueError(f"{self._name}: tau_plus must be at least 0 and below 1, got {tau_plus}")
         self.tau_plus = tau_plus
 
-    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
-        """Gives the loss of two views.
-
-        Args:
-            out0: embeddings of the first view, [N, D], float32, bfloat16, float16 or float64; need not be normalised.
-            out1: embeddings of the second view, [N, D], row i being of the same sample as ``out0``'s.
-
-        Returns:
-            A scalar, or the losses of the rows [2N] for ``reduction="none"``; float32 (float64 for float64).
-
-        Raises:
-            TypeError: for an argument of the wrong type or dtype.
-            ValueError: for shapes that do not fit.
-        """
-        z0, z1 = self._unit_views(out0, out1)
-        scale = self.logit_scale.scale()
+    def _losses(self, z0: Tensor, z1: Tensor, scale: float | Tensor, positive: Tensor) -> Tensor:
         processes = world()[1] if self.distributed is not None else 1
         log_count = math.log(2 * (processes * len(z0) - 1)) if processes * len(z0) > 1 else -math.inf
-        positive = scale * self._positives(z0, z1)
         negatives = self._log_sum(z0, z1, scale, log_count)
-        return reduce(
-            functional.softplus(self._debiased(negatives, positive, scale, log_count) - positive), self.reduction
-        )
+        return functional.softplus(self._debiased(negatives, positive, scale, log_count) - positive)
 
     def _log_sum(self, z0: Tensor, z1: Tensor, scale: float | Tensor, log_count: float) -> Tensor:
         """Log of what the negatives add up to, before it is debiased, [2N]."""

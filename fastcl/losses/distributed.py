@@ -348,28 +348,42 @@ def _sums_of_equals(label: Tensor, keys: Tensor, key_label: Tensor) -> tuple[Ten
 
 
 class _SumsOfEquals(torch.autograd.Function):
-    """Multiplies by the symmetric matrix of equal labels, so that backward is forward."""
+    """Multiplies the keys by the matrix of equal labels, backward by its transpose; ``label`` is ``None`` where it is
+    the keys' own."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, label: Tensor, distributed: Distributed | None) -> tuple[Tensor, Tensor]:
-        sums, counts = _sums_of_equal_label(x, label, distributed)
+    def forward(ctx: Any, keys: Tensor, key_label: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+        label = key_label if label is None else label
+        sums, counts = _sums_of_equals(label, keys, key_label)
+        ctx.save_for_backward(label, key_label)
+        ctx.mark_non_differentiable(counts)
+        return sums, counts
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        label, key_label = ctx.saved_tensors
+        return _sums_of_equals(key_label, grad, label)[0], None, None
+
+
+class _RingSumsOfEquals(torch.autograd.Function):
+    """As _SumsOfEquals with the keys of all processes: their matrix is symmetric, so that backward is forward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        sums, counts = _ring_sums_of_equals(x, label)
         ctx.save_for_backward(label)
         ctx.mark_non_differentiable(counts)
-        ctx.distributed = distributed
         return sums, counts
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (label,) = ctx.saved_tensors
-        return _sums_of_equal_label(grad, label, ctx.distributed)[0], None, None
+        return _ring_sums_of_equals(grad, label)[0], None
 
 
-def _sums_of_equal_label(x: Tensor, label: Tensor, distributed: Distributed | None) -> tuple[Tensor, Tensor]:
-    if not _is_shared(distributed):
-        return _sums_of_equals(label, x, label)
-    if distributed == "gather":
-        return _sums_of_equals(label, _gather(x), _gather(label))
+def _ring_sums_of_equals(x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     labels = _around(label)
     sums, counts = torch.zeros_like(x), torch.zeros_like(label)
     for _, keys in _around(x):
@@ -378,19 +392,37 @@ def _sums_of_equal_label(x: Tensor, label: Tensor, distributed: Distributed | No
     return sums, counts
 
 
-def sums_of_equal_label(x: Tensor, label: Tensor, distributed: Distributed | None = None) -> tuple[Tensor, Tensor]:
-    """For each own row the sum of the rows of its label, its own included, over all processes.
+def lse_and_sums_of_label(
+    x: Tensor, label: Tensor, scale: float | Tensor, *, distributed: Distributed | None, precision: str | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a supervised loss needs of the rows of all processes; with ``"gather"`` they travel once for both.
 
     Args:
-        x: own rows [N, D]; gets a gradient.
-        label: int64 [N].
+        x: own rows [N, D].
+        label: of each, int64 [N].
+        scale: 1 / temperature.
         distributed: as in :func:`lse_of_all`.
+        precision: see :func:`fastcl.ops.similarity_lse`.
 
     Returns:
-        The sums [N, D], and how many rows each is of, int64 [N].
+        The log-sum-exp of each own row over all rows but itself [N]; for each own row the sum of the rows of its label,
+        its own included [N, D]; how many rows that is of, int64 [N].
     """
-    sums: tuple[Tensor, Tensor] = _SumsOfEquals.apply(x, label, distributed)
-    return sums
+    count = x.shape[0]
+    number = torch.arange(count, device=x.device)
+    if _is_shared(distributed) and distributed == "gather":
+        keys, key_label = gather_with_gradient(x), _gather(label)
+        every = torch.arange(len(keys), device=x.device)
+        own = number + count * world()[0]
+        lse = similarity_lse(x, keys, scale, q_group=own, k_group=every, precision=precision)
+        sums, counts = _SumsOfEquals.apply(keys, key_label, label)
+        return lse, sums, counts
+    lse = lse_of_all(x, x, scale, number, count, distributed=distributed, precision=precision)
+    if _is_shared(distributed):
+        sums, counts = _RingSumsOfEquals.apply(x, label)
+    else:
+        sums, counts = _SumsOfEquals.apply(x, label, None)
+    return lse, sums, counts
 
 
 def dense_groups(label: Tensor) -> Tensor:

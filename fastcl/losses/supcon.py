@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastcl.losses.base import ContrastiveLoss
-from fastcl.losses.distributed import Distributed, lse_of_all, sum_of_all, sums_of_equal_label, world
+from fastcl.losses.distributed import Distributed, lse_and_sums_of_label, sum_of_all, world
 from fastcl.losses.embeddings import check_embeddings, dot, unit_rows
 from fastcl.losses.reduction import Reduction
 
@@ -69,9 +69,9 @@ class SupConLoss(ContrastiveLoss):
         """
         z, label = self._rows(embeddings, labels)
         scale = self.logit_scale.scale()
-        number = torch.arange(len(z), device=z.device)
-        lse = lse_of_all(z, z, scale, number, len(z), distributed=self.distributed, precision=self.precision)
-        sums, counts = sums_of_equal_label(z, label, self.distributed)
+        lse, sums, counts = lse_and_sums_of_label(
+            z, label, scale, distributed=self.distributed, precision=self.precision
+        )
         others = counts - 1
         positive = dot(z, sums - z) / others.clamp_min(1)
         losses = torch.where(others > 0, lse - scale * positive, 0.0)

@@ -1,6 +1,7 @@
 """The fused ops: each has one file here, one folder in ``csrc/``, one test and one bench, all of one name."""
 
 from fastcl.ops.augment import augment_apply, augment_sample
+from fastcl.ops.augment_ragged import augment_sample_ragged, augment_views_ragged
 from fastcl.ops.int8_conv2d import int8_conv2d
 from fastcl.ops.int8_linear import int8_linear, int8_pack_weight
 from fastcl.ops.ntxent import ntxent
@@ -11,6 +12,8 @@ __all__ = [
     "BackendError",
     "augment_apply",
     "augment_sample",
+    "augment_sample_ragged",
+    "augment_views_ragged",
     "backends",
     "int8_conv2d",
     "int8_linear",

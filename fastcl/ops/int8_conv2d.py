@@ -18,6 +18,7 @@ from fastcl.ops.int8_linear import (
     MAX_DEPTH,
     activate_backward,
     check_int8_arguments,
+    float_columns,
     int8_linear_reference,
 )
 from fastcl.ops.registry import op, register
@@ -33,9 +34,17 @@ def int8_conv2d(
     dilation: int | Sequence[int] = 1,
     *,
     activation: str = "none",
+    mode: str = "dynamic",
+    x_range: Tensor | None = None,
+    x_multiplier: Tensor | None = None,
+    outlier_columns: Tensor | None = None,
+    outlier_weight: Tensor | None = None,
     packed: Tensor | None = None,
 ) -> Tensor:
     """``activation(conv2d(x, weight_scale * weight, bias))`` with int8 products; each patch of x is quantised here.
+
+    A patch is a row of K = kernel height * kernel width * C values, in that order; it is quantised and multiplied as a
+    row of :func:`~fastcl.ops.int8_linear`.
 
     The gradient reaches ``x`` (straight through the quantiser) and ``bias``.
 
@@ -49,6 +58,11 @@ def int8_conv2d(
         padding: zeros around the image: one number, (vertical, horizontal) or (left, right, top, bottom).
         dilation: distance of the kernel's points, (vertical, horizontal) where it is a pair.
         activation: ``"none"``, ``"relu"``, ``"gelu"`` (the erf form) or ``"silu"``.
+        mode: ``"dynamic"``, ``"asymmetric"``, ``"static"`` or ``"int16"``.
+        x_range: of ``"static"``, float32 [2].
+        x_multiplier: float32 [K], or None.
+        outlier_columns: int64 [J], or None.
+        outlier_weight: float32 [J, N], or None.
         packed: ``int8_pack_weight(weight.flatten(1))``; without it the native kernel packs the weight at each call.
 
     Returns:
@@ -67,7 +81,8 @@ def int8_conv2d(
             f"{name}: weight must be [N, kernel height, kernel width, C], not empty, at most {MAX_DEPTH} values for "
             f"each of N, got {list(weight.shape)}"
         )
-    bias = check_int8_arguments(name, x, weight, weight_scale, bias, activation, packed)
+    how = (x_range, x_multiplier, outlier_columns, outlier_weight, mode)
+    bias = check_int8_arguments(name, x, weight, weight_scale, bias, packed, *how, activation)
     if x.dim() != 4 or x.shape[1] != weight.shape[3]:
         raise ValueError(f"{name}: x must be [B, {weight.shape[3]}, H, W], got {list(x.shape)}")
     strides, dilations = _pair(name, "stride", stride, 1), _pair(name, "dilation", dilation, 1)
@@ -85,7 +100,7 @@ def int8_conv2d(
                 f"{name}: x and its padding must be at least {dilated * (kernel - 1) + 1} {axis}, got {size + pad}"
             )
     rows = x.permute(0, 2, 3, 1)
-    y = op(name, x)(rows, weight, weight_scale, bias, packed, strides, pads, dilations, activation)
+    y = op(name, x)(rows, weight, weight_scale, bias, packed, *how, strides, pads, dilations, activation)
     return y.permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
@@ -96,12 +111,12 @@ def _pair(name: str, argument: str, value: int | Sequence[int], least: int) -> l
     return pair
 
 
-def _patches(x: Tensor, kernel: Sequence[int], stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
-    """[B, H, W, C] → [B, out H, out W, kernel height * kernel width * C]."""
+def patch_view(x: Tensor, kernel: Sequence[int], stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
+    """[B, H, W, C] → a view [B, out H, out W, kernel height, kernel width, C] of x and its padding."""
     x = functional.pad(x, [0, 0, *padding])
     for dim in (0, 1):
         x = x.unfold(dim + 1, dilation[dim] * (kernel[dim] - 1) + 1, stride[dim])[..., :: dilation[dim]]
-    return x.permute(0, 1, 2, 4, 5, 3).flatten(3)
+    return x.permute(0, 1, 2, 4, 5, 3)
 
 
 def _int8_conv2d_reference(
@@ -110,26 +125,23 @@ def _int8_conv2d_reference(
     weight_scale: Tensor,
     bias: Tensor | None,
     packed: Tensor | None,
+    x_range: Tensor | None,
+    x_multiplier: Tensor | None,
+    outlier_columns: Tensor | None,
+    outlier_weight: Tensor | None,
+    mode: str,
     stride: list[int],
     padding: list[int],
     dilation: list[int],
     activation: str,
 ) -> Tensor:
-    patches = _patches(x, weight.shape[1:3], stride, padding, dilation)
-    return int8_linear_reference(patches, weight.flatten(1), weight_scale, bias, None, activation)
+    patches = patch_view(x, weight.shape[1:3], stride, padding, dilation).flatten(3)
+    how = (x_range, x_multiplier, outlier_columns, outlier_weight, mode)
+    return int8_linear_reference(patches, weight.flatten(1), weight_scale, bias, None, *how, activation)
 
 
-def _int8_conv2d_fake(
-    x: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    packed: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    activation: str,
-) -> Tensor:
+def _int8_conv2d_fake(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    stride, padding, dilation, _ = rest[-4:]
     pads = (padding[2] + padding[3], padding[0] + padding[1])
     sizes = [
         (x.shape[i + 1] + pads[i] - dilation[i] * (weight.shape[i + 1] - 1) - 1) // stride[i] + 1 for i in range(2)
@@ -139,24 +151,25 @@ def _int8_conv2d_fake(
 
 def _autograd(ops: Any) -> tuple[Any, Any]:
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.stride, ctx.padding, ctx.dilation, ctx.activation = inputs
+        *tensors, ctx.mode, ctx.stride, ctx.padding, ctx.dilation, ctx.activation = inputs
         ctx.save_for_backward(*tensors)
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, weight_scale, bias, packed = ctx.saved_tensors
+        x, weight, weight_scale, bias, *rest = ctx.saved_tensors
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         grad = grad.to(dtype)
         if ctx.activation != "none":  # computed again rather than kept
             geometry = (ctx.stride, ctx.padding, ctx.dilation)
-            pre = ops.int8_conv2d(x.to(dtype), weight, weight_scale, bias, packed, *geometry, "none")
+            pre = ops.int8_conv2d(x.to(dtype), weight, weight_scale, bias, *rest, ctx.mode, *geometry, "none")
             grad = activate_backward(grad, pre, ctx.activation)
         grad_x = grad_bias = None
         if ctx.needs_input_grad[0]:
             left, right, top, bottom = ctx.padding
             batch, height, width, channels = x.shape
+            columns = float_columns(weight.flatten(1), weight_scale, *rest[2:])
             grad_padded = conv2d_input(
                 [batch, channels, height + top + bottom, width + left + right],
-                (weight * weight_scale[:, None, None, None]).to(dtype).permute(0, 3, 1, 2),
+                columns.view(weight.shape).to(dtype).permute(0, 3, 1, 2),
                 grad.permute(0, 3, 1, 2),
                 stride=ctx.stride,
                 dilation=ctx.dilation,
@@ -165,7 +178,7 @@ def _autograd(ops: Any) -> tuple[Any, Any]:
             grad_x = grad_x.to(x.dtype).contiguous()
         if ctx.needs_input_grad[3]:
             grad_bias = grad.sum(dim=(0, 1, 2)).to(bias.dtype)
-        return grad_x, None, None, grad_bias, None, None, None, None, None
+        return grad_x, None, None, grad_bias, *[None] * 10
 
     return setup_context, backward
 

@@ -1,13 +1,23 @@
-"""Linear layer on int8 products (W8A8, dynamic per-token): formula, checks, reference and autograd; kernels in
+"""Linear layer on int8 weights and integer products: formula, checks, reference and autograd; kernels in
 ``csrc/int8_linear``.
 
-With the weight in int8 and one scale for each output channel, each row of x is quantised as it comes:
+With the weight in int8 and one scale for each output channel, each row of v = x · x_multiplier is quantised:
 
-    scale_m = max_k |x_mk| / 127        q_mk = round(x_mk · (127 / max_k |x_mk|))
-    y_mn    = activation(scale_m · weight_scale_n · Σ_k q_mk w_nk + bias_n)
+    q_mk = round(v_mk · inverse_m)       v_mk ≈ scale_m · q_mk
+    y_mn = activation(scale_m · weight_scale_n · Σ_k q_mk w_nk + bias_n + Σ_j x_m,columns(j) outlier_weight_jn)
 
-The sum is exact (int32). The scale and 127 / max are float32, their product with x is rounded once, half to even: every
-backend has the same integers, and for ``"none"`` and ``"relu"`` the same output bits.
+==============  ==================  =======================================================================
+mode            q                   scale_m, inverse_m
+==============  ==================  =======================================================================
+``dynamic``     [-127, 127]         absmax / 127, 127 / absmax, where absmax = max_k |v_mk|
+``asymmetric``  [-zero, 255-zero]   range / 255, 255 / range, where range spans the row and 0
+``static``      [-zero, 255-zero]   x_range: the same for every row; what lies outside is cut off
+``int16``       [-32767, 32767]     absmax / 32767, 32767 / absmax (W8A16)
+==============  ==================  =======================================================================
+
+The sum is exact: int32, and for ``int16`` 256 float32(Σ (q >> 8) w) + float32(Σ (q & 255) w). Scale and inverse are
+float32, the product with v is rounded once, half to even: every backend has the same integers and, without outlier
+columns and for ``"none"`` and ``"relu"``, the same output bits.
 """
 
 from __future__ import annotations
@@ -22,7 +32,9 @@ from fastcl.ops.checks import FLOAT_DTYPES
 from fastcl.ops.registry import op, register, runs_native
 
 ACTIVATIONS = ("none", "relu", "gelu", "silu")
+MODES = ("dynamic", "asymmetric", "static", "int16")
 MAX_DEPTH = 131072  # of K: 131072 * 127 * 128 < 2^31
+MAX_DEPTH_UNSIGNED = 65536  # of the modes other than dynamic: 65536 * 255 * 128 < 2^31
 _TINY = 2.0**-100  # rows below it count as zeros; 127 / max is finite above it
 
 
@@ -33,9 +45,17 @@ def int8_linear(
     bias: Tensor | None = None,
     *,
     activation: str = "none",
+    mode: str = "dynamic",
+    x_range: Tensor | None = None,
+    x_multiplier: Tensor | None = None,
+    outlier_columns: Tensor | None = None,
+    outlier_weight: Tensor | None = None,
     packed: Tensor | None = None,
 ) -> Tensor:
-    """``activation(x @ (weight_scale * weight).T + bias)`` with int8 products; x is quantised here, row by row.
+    """``activation((x * x_multiplier) @ (weight_scale * weight).T + bias)``, multiplied in integers.
+
+    Outlier columns are multiplied in float and added before the activation; to take one out of the integer product, set
+    its multiplier to 0.
 
     The gradient reaches ``x`` (straight through the quantiser) and ``bias``.
 
@@ -43,10 +63,15 @@ def int8_linear(
         x: [..., K], float32, bfloat16, float16 or float64 (float64 always runs the reference). A row of zeros gives
             ``activation(bias)``, as does one whose largest magnitude is under 2^-100; a row that holds a NaN or an
             infinity gives a row of NaN.
-        weight: int8 [N, K], K at most 131072.
+        weight: int8 [N, K], K at most 131072, and 65536 in other modes than ``"dynamic"``.
         weight_scale: float32 [N]: the float weight is ``weight_scale[:, None] * weight``.
         bias: floating [N], or None.
         activation: ``"none"``, ``"relu"``, ``"gelu"`` (the erf form) or ``"silu"``.
+        mode: how x is quantised: ``"dynamic"``, ``"asymmetric"``, ``"static"`` or ``"int16"``; see the module.
+        x_range: of ``"static"``, float32 [2]: the scale, from 2^-100 to 2^100, and a whole zero point from 0 to 255.
+        x_multiplier: float32 [K], or None for ones.
+        outlier_columns: int64 [J], or None.
+        outlier_weight: float32 [J, N]: the float weight of these columns.
         packed: ``int8_pack_weight(weight)``; without it the native kernel packs the weight at each call.
 
     Returns:
@@ -55,13 +80,15 @@ def int8_linear(
     Raises:
         TypeError: for an argument of the wrong type or dtype.
         ValueError: for shapes that do not fit, or an unknown activation.
-        RuntimeError: for a ``packed`` that is not ``weight``'s size or not of this machine.
+        RuntimeError: for a ``packed`` that is not ``weight``'s size or not of this machine, and for values of
+            ``x_range`` or ``outlier_columns`` that do not fit (an IndexError from the reference).
     """
     _check_weight("int8_linear", weight)
-    bias = check_int8_arguments("int8_linear", x, weight, weight_scale, bias, activation, packed)
+    how = (x_range, x_multiplier, outlier_columns, outlier_weight, mode)
+    bias = check_int8_arguments("int8_linear", x, weight, weight_scale, bias, packed, *how, activation)
     if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"int8_linear: x must be [..., {weight.shape[1]}], got {list(x.shape)}")
-    return op("int8_linear", x)(x, weight, weight_scale, bias, packed, activation)  # type: ignore[no-any-return]
+    return op("int8_linear", x)(x, weight, weight_scale, bias, packed, *how, activation)  # type: ignore[no-any-return]
 
 
 def int8_pack_weight(weight: Tensor, kernel: str = "auto") -> Tensor | None:
@@ -92,31 +119,63 @@ def check_int8_arguments(
     weight: Tensor,
     weight_scale: Tensor,
     bias: Tensor | None,
-    activation: str,
     packed: Tensor | None,
+    x_range: Tensor | None,
+    x_multiplier: Tensor | None,
+    outlier_columns: Tensor | None,
+    outlier_weight: Tensor | None,
+    mode: str,
+    activation: str,
 ) -> Tensor | None:
     """What the int8 products have in common, shapes of x and weight apart; gives the bias in float32."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: x must be a Tensor, got {type(x).__name__}")
     if x.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name}: x must be float32, bfloat16, float16 or float64, got {x.dtype}")
-    n = weight.shape[0]
-    if weight_scale.dtype != torch.float32:
-        raise TypeError(f"{name}: weight_scale must be float32, got {weight_scale.dtype}")
-    if weight_scale.shape != (n,):
-        raise ValueError(f"{name}: weight_scale must be [{n}], got {list(weight_scale.shape)}")
+    n, k = weight.shape[0], weight[0].numel()
+    _check_tensor(name, "weight_scale", weight_scale, torch.float32, [n])
     if bias is not None:
         if bias.dtype not in FLOAT_DTYPES:
             raise TypeError(f"{name}: bias must be float32, bfloat16, float16 or float64, got {bias.dtype}")
-        if bias.shape != (n,):
-            raise ValueError(f"{name}: bias must be [{n}], got {list(bias.shape)}")
+        _check_tensor(name, "bias", bias, bias.dtype, [n])
         bias = bias.float()
     if activation not in ACTIVATIONS:
         raise ValueError(f"{name}: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    for argument, other in (("weight", weight), ("weight_scale", weight_scale), ("bias", bias), ("packed", packed)):
+    if mode not in MODES:
+        raise ValueError(f"{name}: mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if mode != "dynamic" and k > MAX_DEPTH_UNSIGNED:
+        raise ValueError(f"{name}: in mode {mode} K must be at most {MAX_DEPTH_UNSIGNED}, got {k}")
+    if (mode == "static") != (x_range is not None):
+        raise ValueError(f"{name}: x_range must be given in mode 'static' and no other, got mode {mode!r}")
+    if (outlier_columns is None) != (outlier_weight is None):
+        raise ValueError(f"{name}: outlier_columns and outlier_weight must be given together")
+    if x_range is not None:
+        _check_tensor(name, "x_range", x_range, torch.float32, [2])
+    if x_multiplier is not None:
+        _check_tensor(name, "x_multiplier", x_multiplier, torch.float32, [k])
+    if outlier_columns is not None and outlier_weight is not None:
+        _check_tensor(name, "outlier_columns", outlier_columns, torch.int64, [outlier_columns.numel()])
+        _check_tensor(name, "outlier_weight", outlier_weight, torch.float32, [outlier_columns.numel(), n])
+    for argument, other in (
+        ("weight", weight),
+        ("weight_scale", weight_scale),
+        ("bias", bias),
+        ("packed", packed),
+        ("x_range", x_range),
+        ("x_multiplier", x_multiplier),
+        ("outlier_columns", outlier_columns),
+        ("outlier_weight", outlier_weight),
+    ):
         if other is not None and other.device != x.device:
             raise ValueError(f"{name}: {argument} must be on x's device {x.device}, got {other.device}")
     return bias
+
+
+def _check_tensor(name: str, argument: str, tensor: Tensor, dtype: torch.dtype, shape: list[int]) -> None:
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name}: {argument} must be {str(dtype).removeprefix('torch.')}, got {tensor.dtype}")
+    if list(tensor.shape) != shape:
+        raise ValueError(f"{name}: {argument} must be {shape}, got {list(tensor.shape)}")
 
 
 def _check_weight(name: str, weight: Tensor) -> None:
@@ -141,33 +200,69 @@ def activate_backward(grad: Tensor, v: Tensor, activation: str) -> Tensor:
     return torch.ops.aten.silu_backward(grad, v)  # type: ignore[no-any-return]
 
 
-def _quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Integers (as float64) of x's shape, and the scale [..., 1] of each row."""
-    absmax = x.abs().amax(dim=-1, keepdim=True)
-    plain = (absmax >= _TINY) & (absmax < float("inf"))  # False for NaN
-    top = absmax.new_full((), 127)  # a tensor: with a number torch may multiply by a rounded reciprocal
-    inverse = top / absmax
+def _quantize_rows(v: Tensor, mode: str, x_range: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Integers (as float64, their zero point taken off) of v's shape, and the scale [..., 1] of each row."""
+    steps = v.new_full((), {"asymmetric": 255, "int16": 32767}.get(mode, 127))  # with a number torch may multiply by a
+    low, high = -steps, steps  # rounded reciprocal
+    if mode == "asymmetric":
+        least, most = v.amin(dim=-1, keepdim=True).clamp(max=0), v.amax(dim=-1, keepdim=True).clamp(min=0)
+        span = most - least
+    else:
+        span = v.abs().amax(dim=-1, keepdim=True)
+    finite = span < float("inf")  # False for NaN
+    if x_range is not None:
+        scale = x_range[0].to(v.dtype).expand_as(span)
+        inverse = v.new_ones(()) / scale
+        low, high, plain = -x_range[1], 255 - x_range[1], finite
+    else:
+        scale, inverse, plain = span / steps, steps / span, finite & (span >= _TINY)
+        if mode == "asymmetric":
+            zero = (-least.double() * inverse.double()).round()
+            low, high = -zero, 255 - zero
     # in float64 the product of two float32 is exact, so that it is rounded once
-    q = torch.where(plain, (x.double() * inverse.double()).round(), 0)
-    return q, torch.where(plain, absmax / top, torch.where(absmax < _TINY, 0, float("nan")))
+    q = (v.double() * inverse.double()).round().clamp(low, high)
+    return torch.where(plain, q, 0), torch.where(plain, scale, torch.where(finite, 0, float("nan")))
+
+
+def fake_quantize_rows(x: Tensor, mode: str) -> Tensor:
+    """x, rounded to what its integers stand for; the gradient is passed unchanged. Not for ``"static"``."""
+    with torch.no_grad():
+        q, scale = _quantize_rows(x.float(), mode, None)
+        rounded = (q.to(scale.dtype) * scale).to(x.dtype)
+    return x + (rounded - x).detach()
 
 
 def int8_linear_reference(
-    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, packed: Tensor | None, activation: str
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    packed: Tensor | None,
+    x_range: Tensor | None,
+    x_multiplier: Tensor | None,
+    outlier_columns: Tensor | None,
+    outlier_weight: Tensor | None,
+    mode: str,
+    activation: str,
 ) -> Tensor:
     """:func:`int8_linear` in pure PyTorch."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    q, scale = _quantize_rows(x.to(dtype))
-    sums = (q @ weight.double().T).to(dtype)  # whole numbers under 2^31: exact in float64
-    y = sums * (scale * weight_scale)
+    v = x.to(dtype)
+    q, scale = _quantize_rows(v if x_multiplier is None else v * x_multiplier, mode, x_range)
+
+    def sums(integers: Tensor) -> Tensor:
+        return (integers @ weight.double().T).to(dtype)  # whole numbers under 2^31: exact in float64
+
+    total = 256 * sums((q / 256).floor()) + sums(q % 256) if mode == "int16" else sums(q)
+    y = total * (scale * weight_scale)
     if bias is not None:
         y = y + bias
+    if outlier_columns is not None and outlier_weight is not None:
+        y = y + v[..., outlier_columns] @ outlier_weight.to(dtype)
     return _activate(y, activation).to(x.dtype)
 
 
-def _int8_linear_fake(
-    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, packed: Tensor | None, activation: str
-) -> Tensor:
+def _int8_linear_fake(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
@@ -187,21 +282,42 @@ def _int8_pack_weight_fake(weight: Tensor, kernel: str) -> Tensor:
 
 def _autograd(ops: Any) -> tuple[Any, Any]:
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.activation = inputs
+        *tensors, ctx.mode, ctx.activation = inputs
         ctx.save_for_backward(*tensors)
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, weight_scale, bias, packed = ctx.saved_tensors
+        x, weight, weight_scale, bias, *rest = ctx.saved_tensors
+        _, _, x_multiplier, outlier_columns, outlier_weight = rest
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         grad = grad.to(dtype)
         if ctx.activation != "none":  # computed again rather than kept
-            pre = ops.int8_linear(x.to(dtype), weight, weight_scale, bias, packed, "none")
+            pre = ops.int8_linear(x.to(dtype), weight, weight_scale, bias, *rest, ctx.mode, "none")
             grad = activate_backward(grad, pre, ctx.activation)
-        grad_x = ((grad * weight_scale) @ weight.to(dtype)).to(x.dtype) if ctx.needs_input_grad[0] else None
-        grad_bias = grad.reshape(-1, weight.shape[0]).sum(0).to(bias.dtype) if ctx.needs_input_grad[3] else None
-        return grad_x, None, None, grad_bias, None, None
+        grad_x = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            columns = float_columns(weight, weight_scale, x_multiplier, outlier_columns, outlier_weight)
+            grad_x = (grad @ columns.to(dtype)).to(x.dtype)
+        if ctx.needs_input_grad[3]:
+            grad_bias = grad.reshape(-1, weight.shape[0]).sum(0).to(bias.dtype)
+        return grad_x, None, None, grad_bias, *[None] * 7
 
     return setup_context, backward
+
+
+def float_columns(
+    weight: Tensor,
+    weight_scale: Tensor,
+    x_multiplier: Tensor | None,
+    outlier_columns: Tensor | None,
+    outlier_weight: Tensor | None,
+) -> Tensor:
+    """The float weight [N, K] that int8 [N, K] and what goes with it stand for: what x is multiplied by."""
+    columns = weight * weight_scale[:, None]
+    if x_multiplier is not None:
+        columns = columns * x_multiplier
+    if outlier_columns is not None and outlier_weight is not None:
+        columns = columns.index_add(1, outlier_columns, outlier_weight.T.to(columns.dtype))
+    return columns
 
 
 register("int8_pack_weight", _int8_pack_weight_reference, _int8_pack_weight_fake)

@@ -26,9 +26,9 @@ __all__ = ["BACKENDS", "BackendError", "backends", "native_library", "op", "regi
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 BACKENDS = ("auto", "native", "reference")
-_NAMESPACES = ("fastcl", "fastcl_reference")
-_libraries = {namespace: torch.library.Library(namespace, "DEF") for namespace in _NAMESPACES}
-_registered: set[str] = set()
+_namespaces = {"auto": "fastcl", "native": "fastcl", "reference": "fastcl_reference"}
+_libraries = {namespace: torch.library.Library(namespace, "DEF") for namespace in set(_namespaces.values())}
+_registered: dict[str, tuple[Any, Any, Any]] = {}  # reference, fake, autograd
 
 
 class BackendError(RuntimeError):
@@ -82,21 +82,37 @@ def register(
         autograd: takes the namespace (``torch.ops.<namespace>``) and gives ``setup_context`` and ``backward``, so that
             the backward of each backend calls that backend's own ops.
     """
-    reference = _without_autocast(reference)
-    for namespace, library in _libraries.items():
-        library.define(name + SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
-        library.impl(name, reference, "CompositeExplicitAutograd")
-        qualified = f"{namespace}::{name}"
-        torch.library.register_fake(qualified, fake, lib=library)
-        if autograd is not None:
-            setup_context, backward = autograd(getattr(torch.ops, namespace))
-            torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=library)
-    _registered.add(name)
+    _registered[name] = _without_autocast(reference), fake, autograd
+    for namespace in _libraries:
+        _declare(namespace, name)
 
 
-def _has_native(name: str, device_type: str) -> bool:
+def _declare(namespace: str, name: str) -> None:
+    library, qualified = _libraries[namespace], f"{namespace}::{name}"
+    reference, fake, autograd = _registered[name]
+    library.define(name + SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
+    library.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(qualified, fake, lib=library)
+    if autograd is not None:
+        setup_context, backward = autograd(getattr(torch.ops, namespace))
+        torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=library)
+
+
+def add_backend(backend: str, namespace: str, library: Path) -> None:
+    """Declares every op in one more namespace, whose kernels `library` registers; other ops run the reference there.
+
+    For the tests, which run the CUDA kernels on the CPU this way. Users have :data:`BACKENDS`.
+    """
+    _libraries[namespace] = torch.library.Library(namespace, "DEF")
+    for name in _registered:
+        _declare(namespace, name)
+    torch.ops.load_library(str(library))
+    _namespaces[backend] = namespace
+
+
+def _has_native(name: str, device_type: str, namespace: str = "fastcl") -> bool:
     key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
-    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"fastcl::{name}", key)
+    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"{namespace}::{name}", key)
 
 
 def _require_native(name: str, device_type: str) -> None:
@@ -116,7 +132,7 @@ def op(name: str, tensor: torch.Tensor) -> Any:
         return getattr(torch.ops.fastcl_reference, name)
     if _backend == "native" and not torch.compiler.is_compiling():
         _require_native(name, tensor.device.type)
-    return getattr(torch.ops.fastcl, name)
+    return getattr(getattr(torch.ops, _namespaces[_backend]), name)
 
 
 def constant_in_graphs(function: Function) -> Function:
@@ -128,7 +144,7 @@ def constant_in_graphs(function: Function) -> Function:
 @constant_in_graphs
 def runs_native(name: str, device_type: str) -> bool:
     """Whether the op `name` runs a native kernel on tensors of that device, under the backend in force."""
-    return _backend != "reference" and _has_native(name, device_type)
+    return _backend != "reference" and _has_native(name, device_type, _namespaces[_backend])
 
 
 @contextlib.contextmanager
@@ -144,8 +160,8 @@ def use_backend(backend: str) -> Iterator[None]:
         ValueError: for any other name.
     """
     global _backend
-    if backend not in BACKENDS:
-        raise ValueError(f"use_backend: backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend not in _namespaces:
+        raise ValueError(f"use_backend: backend must be one of {', '.join(_namespaces)}, got {backend!r}")
     before, _backend = _backend, backend
     try:
         yield

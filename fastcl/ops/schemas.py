@@ -21,7 +21,8 @@ SCHEMAS: dict[str, str] = {
     ),
     "int8_pack_weight": "(Tensor weight, str kernel) -> Tensor",
     "int8_linear": (
-        "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? packed, str activation) -> Tensor"
+        "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? packed, Tensor? x_range,"
+        " Tensor? x_multiplier, Tensor? outlier_columns, Tensor? outlier_weight, str mode, str activation) -> Tensor"
     ),
     "augment_sample": (
         "(Tensor recipe, Tensor index, SymInt seed, SymInt epoch, SymInt view, SymInt height, SymInt width,"
@@ -29,14 +30,31 @@ SCHEMAS: dict[str, str] = {
     ),
     "augment_apply": (
         "(Tensor images, Tensor params, SymInt height, SymInt width, str interpolation, float[] fill, float[] mean,"
-        " float[] std, ScalarType dtype) -> Tensor"
+        " float[] std, ScalarType dtype, str resize='bilinear', float[] erase=[]) -> Tensor"
     ),
     "augment_apply_out": (
-        "(Tensor images, Tensor params, str interpolation, float[] fill, float[] mean, float[] std, Tensor(a!) out)"
-        " -> ()"
+        "(Tensor images, Tensor params, str interpolation, float[] fill, float[] mean, float[] std, Tensor(a!) out,"
+        " str resize='bilinear', float[] erase=[]) -> ()"
+    ),
+    "augment_views": (
+        "(Tensor images, Tensor[] params, SymInt[] heights, SymInt[] widths, str interpolation, float[] fill,"
+        " float[] mean, float[] std, ScalarType dtype, str resize, float[] erase) -> Tensor[]"
+    ),
+    "augment_views_out": (
+        "(Tensor images, Tensor[] params, str interpolation, float[] fill, float[] mean, float[] std, str resize,"
+        " float[] erase, Tensor(a!)[] out) -> ()"
+    ),
+    "augment_sample_ragged": (
+        "(Tensor recipe, Tensor index, Tensor shapes, SymInt seed, SymInt epoch, SymInt view, SymInt out_height,"
+        " SymInt out_width) -> Tensor"
+    ),
+    "augment_views_ragged": (
+        "(Tensor data, Tensor offsets, Tensor shapes, Tensor[] params, str interpolation, float[] fill, float[] mean,"
+        " float[] std, str resize, float[] erase, Tensor(a!)[] out) -> ()"
     ),
     "int8_conv2d": (
-        "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? packed, int[] stride, int[] padding,"
-        " int[] dilation, str activation) -> Tensor"
+        "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? packed, Tensor? x_range,"
+        " Tensor? x_multiplier, Tensor? outlier_columns, Tensor? outlier_weight, str mode, int[] stride,"
+        " int[] padding, int[] dilation, str activation) -> Tensor"
     ),
 }

@@ -1,16 +1,25 @@
 """Int8 layers, and swapping them into a trained model: :func:`quantize_`."""
 
-from fastcl.quant.convert import QuantConfig, QuantReport, QuantRow, quantize_, stored_bytes
+from fastcl.quant.attention import Attention
+from fastcl.quant.config import QuantConfig
+from fastcl.quant.convert import QuantReport, QuantRow, load_quantized_, quantize_, stored_bytes
 from fastcl.quant.fold import fold_batchnorm_
-from fastcl.quant.layers import Int8Conv2d, Int8Linear, quantize_weight
+from fastcl.quant.layers import InputScheme, Int8Conv2d, Int8Linear, quantize_weight
+from fastcl.quant.qat import QatConv2d, QatLinear, prepare_qat_
 
 __all__ = [
+    "Attention",
+    "InputScheme",
     "Int8Conv2d",
     "Int8Linear",
+    "QatConv2d",
+    "QatLinear",
     "QuantConfig",
     "QuantReport",
     "QuantRow",
     "fold_batchnorm_",
+    "load_quantized_",
+    "prepare_qat_",
     "quantize_",
     "quantize_weight",
     "stored_bytes",

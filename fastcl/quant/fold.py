@@ -34,7 +34,7 @@ def fold_batchnorm_(model: nn.Module) -> list[str]:
     if model.training:
         raise ValueError("fold_batchnorm_: model must be in evaluation mode: call model.eval() first")
     folded = []
-    for layer_name, norm_name in list(_pairs(model)):
+    for layer_name, norm_name in list(adjacent(model)):
         layer: Any = model.get_submodule(layer_name)
         norm: Any = model.get_submodule(norm_name)
         for layer_type, norm_type, fuse in _PAIRS:
@@ -45,29 +45,41 @@ def fold_batchnorm_(model: nn.Module) -> list[str]:
     return folded
 
 
-def _pairs(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """Names of modules where the second is called on the result of the first, which nothing else reads."""
+def adjacent(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Names of modules where the second is called on the result of the first, which nothing else reads.
+
+    ``nn.Identity`` between them does not count.
+    """
     try:
         nodes = list(fx.Tracer().trace(model).nodes)
     except Exception:  # whatever a model does that fx cannot follow
-        yield from _sequential_pairs(model)
+        yield from _adjacent_in_sequentials(model)
         return
     calls = [str(node.target) for node in nodes if node.op == "call_module"]
+
+    def is_called_once_for_one_reader(node: Any) -> bool:
+        return (
+            isinstance(node, fx.Node)
+            and node.op == "call_module"
+            and len(node.users) == 1
+            and calls.count(str(node.target)) == 1
+        )
+
     for node in nodes:
-        if node.op != "call_module" or len(node.args) != 1:
+        if node.op != "call_module" or len(node.args) != 1 or calls.count(str(node.target)) != 1:
             continue
         before = node.args[0]
-        if isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1:
-            names = str(before.target), str(node.target)
-            if all(calls.count(name) == 1 for name in names):
-                yield names
+        while is_called_once_for_one_reader(before) and type(model.get_submodule(before.target)) is nn.Identity:
+            before = before.args[0]
+        if is_called_once_for_one_reader(before):
+            yield str(before.target), str(node.target)
 
 
-def _sequential_pairs(model: nn.Module) -> Iterator[tuple[str, str]]:
+def _adjacent_in_sequentials(model: nn.Module) -> Iterator[tuple[str, str]]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Sequential):
-            names = [f"{name}.{child}" if name else child for child, _ in module.named_children()]
-            yield from pairwise(names)
+            children = [(child, below) for child, below in module.named_children() if type(below) is not nn.Identity]
+            yield from pairwise([f"{name}.{child}" if name else child for child, _ in children])
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

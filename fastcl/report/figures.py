@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastcl.compress.ladder import Ladder
 from fastcl.data import Dataset
 from fastcl.errors import run_extra
 from fastcl.evaluate import nearest
@@ -23,7 +24,7 @@ with run_extra():
 
 Array = npt.NDArray[Any]
 
-__all__ = ["confusion_matrix", "embedding_map", "loss_curve", "neighbors", "png", "views"]
+__all__ = ["confusion_matrix", "embedding_map", "frontier", "loss_curve", "neighbors", "png", "views"]
 
 _GREY, _BLUE, _GREEN, _RED = "#808890", "#4c86c6", "#3d9a5f", "#d0534f"
 _PALETTE = (
@@ -219,4 +220,41 @@ def confusion_matrix(labels: Array, predicted: Array, classes: tuple[str, ...]) 
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=color)
     axes.set_xlabel("recognised as", fontsize=8)
     axes.set_ylabel("shows", fontsize=8)
+    return png(figure)
+
+
+def frontier(ladder: Ladder) -> str:
+    """What the rungs of a ladder achieve, against the size of their files and against their latency."""
+    rungs = [rung for rung in ladder.rungs if rung.agreement is not None]
+    labelled = rungs[0].linear_probe is not None
+    measures = [("linear_probe", "linear probe", "o", _BLUE), ("knn", "k-NN", "s", _GREEN)] if labelled else []
+    measures = measures or [("agreement", "same neighbours", "o", _BLUE)]
+    batch, config = ladder.config.latency_batch, ladder.config
+    figure = Figure(figsize=(9.4, 3.6))
+    panels = figure.subplots(1, 2, sharey=True)
+    costs = (
+        ("file, kB", [rung.bytes / 1000 for rung in rungs], config.target_bytes and config.target_bytes / 1000),
+        (f"{batch} image{'s' * (batch > 1)}, ms", [rung.latency_ms[batch] for rung in rungs], config.target_latency_ms),
+    )
+    for axes, (label, xs, target) in zip(panels, costs, strict=True):
+        _plain(axes)
+        for attribute, name, marker, color in measures:
+            ys = [100 * getattr(rung, attribute) for rung in rungs]
+            filled = [color if rung.on_frontier else "none" for rung in rungs]
+            axes.scatter(xs, ys, s=34, marker=marker, facecolors=filled, edgecolors=color, linewidths=1.2, label=name)
+        for rung, x in zip(rungs, xs, strict=True):
+            y = max(100 * getattr(rung, attribute) for attribute, *_ in measures)
+            weight = "bold" if rung.name == ladder.chosen else "normal"
+            axes.annotate(
+                rung.name.removesuffix("-int8"), (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=7,
+                color=_GREY, fontweight=weight,
+            )  # fmt: skip
+        if target:
+            axes.axvline(target, color=_RED, linewidth=1, linestyle="--")
+        axes.set_xscale("log")
+        axes.margins(0.12)
+        axes.set_xlabel(label)
+        axes.grid(axis="y", color=_GREY, alpha=0.2)
+    panels[0].set_ylabel("%")
+    panels[0].legend(loc="lower right", fontsize=8, frameon=False, labelcolor=_GREY)
     return png(figure)

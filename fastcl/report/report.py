@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fastcl.compress.ladder import Ladder
 from fastcl.config import RunConfig, to_toml
 from fastcl.data import Dataset
 from fastcl.data.text import TextViews
@@ -18,7 +19,10 @@ from fastcl.files import write_atomically
 from fastcl.report import figures, texts
 from fastcl.transforms import Compose
 
-__all__ = ["Evidence", "write_report"]
+__all__ = ["Evidence", "replace_frontier", "write_report"]
+
+# What stands between the two in a report is the ladder's.
+_BEGIN, _END = "<!-- ladder -->", "<!-- end of ladder -->"
 
 _PACKAGES = ("fastcl", "torch", "numpy", "scikit-learn", "safetensors", "matplotlib")
 
@@ -37,6 +41,7 @@ class Evidence:
     predicted: Any  # classes of the held-out images by the linear probe, int64 [M], or None without labels
     command: str
     metrics: dict[str, Any]
+    ladder: Ladder | None = None  # of smaller encoders
 
 
 def write_report(path: Path, evidence: Evidence) -> None:
@@ -49,12 +54,8 @@ def write_report(path: Path, evidence: Evidence) -> None:
     Raises:
         MissingExtraError: without jinja2 or matplotlib.
     """
-    with run_extra():
-        from jinja2 import Environment, StrictUndefined
-    template = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
-    page = template.render(
+    page = _render(
+        "report.html",
         data=evidence.data,
         config=evidence.config,
         config_toml=to_toml(evidence.config),
@@ -65,7 +66,48 @@ def write_report(path: Path, evidence: Evidence) -> None:
         versions=_versions(),
         machine=_machine(),
     )
+    if evidence.ladder is not None:
+        page = _with_frontier(page, evidence.ladder, evidence.config) or page
     write_atomically(path, page)
+
+
+def replace_frontier(path: Path, ladder: Ladder, config: RunConfig) -> bool:
+    """Puts a ladder into a report that is there, in the place of the one before.
+
+    Args:
+        path: of the report.
+        ladder: of smaller encoders.
+        config: of the run.
+
+    Returns:
+        Whether there is a report that has the place.
+    """
+    try:
+        page = _with_frontier(path.read_text(encoding="utf-8"), ladder, config)
+    except (FileNotFoundError, UnicodeDecodeError):
+        return False
+    if page is not None:
+        write_atomically(path, page)
+    return page is not None
+
+
+def _with_frontier(page: str, ladder: Ladder, config: RunConfig) -> str | None:
+    before, begin, rest = page.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        return None
+    section = _render("ladder.html", ladder=ladder, config=config, picture=figures.frontier(ladder))
+    return f"{before}{begin}\n{section}\n{end}{after}"
+
+
+def _render(template: str, **values: Any) -> str:
+    with run_extra():
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=FileSystemLoader(Path(__file__).parent),
+    )  # fmt: skip
+    return environment.get_template(template).render(**values)
 
 
 def _pictures(evidence: Evidence) -> dict[str, str]:

@@ -5,7 +5,7 @@ transform draws for an image depends on (seed, epoch, sample number, view) alone
 device.
 """
 
-from fastcl.ops.augment import PARAM_NAMES, RECIPE_NAMES
+from fastcl.ops.augment_table import PARAM_NAMES, RECIPE_NAMES
 from fastcl.transforms.compose import Compose, Transform
 from fastcl.transforms.multiview import (
     IMAGENET_NORMALIZE,

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from fastcl.ops.augment import FLIP_AT, IDENTITY_RECIPE, PARAM_NAMES, RECIPE_NAMES, augment_apply, augment_sample
+from fastcl.ops.augment import augment_apply, augment_sample
+from fastcl.ops.augment_ragged import augment_sample_ragged, augment_views_ragged
+from fastcl.ops.augment_table import FLIP_AT, IDENTITY_RECIPE, PARAM_NAMES, RECIPE_NAMES
+from fastcl.ragged import RaggedBatch
 
 Size = tuple[int, int]  # height, width
 
@@ -21,7 +24,7 @@ class Pass:
 
     Attributes:
         recipe: entries of RECIPE_NAMES that differ from the identity's.
-        size: gives the output's size for an input's; None keeps it.
+        size: of the output, or what gives it for an input's; None keeps it.
         interpolation: of the warp.
         fill: what the warp shows outside the image, in the units of the images where it stands.
         warps_floats: whether a ToDtype stands before the warp.
@@ -34,7 +37,7 @@ class Pass:
     """
 
     recipe: dict[str, float] = field(default_factory=dict)
-    size: Callable[[Size], Size] | None = None
+    size: Callable[[Size], Size] | Size | None = None
     interpolation: str = "nearest"
     fill: list[float] | None = None
     warps_floats: bool = False
@@ -60,7 +63,7 @@ class Pass:
         self.recipe |= {f"{name}_p": p, f"{name}_at": float(FLIP_AT.index(at))}
         return True
 
-    def take_crop(self, size: Callable[[Size], Size]) -> bool:
+    def take_crop(self, size: Callable[[Size], Size] | Size) -> bool:
         """Takes the crop or resize: only flips may have gone before."""
         if not self.take("crop", ("warp", "jitter", "grayscale", "blur", "solarize", "normalize")):
             return False
@@ -73,9 +76,23 @@ class Pass:
         values = {**IDENTITY_RECIPE, **self.recipe, "pass": float(number)}
         return torch.tensor([values[name] for name in RECIPE_NAMES], dtype=torch.float64, device="cpu")
 
-    def output_size(self, size: Size) -> Size:
-        """Height and width that come out where those of `size` go in."""
-        return self.size(size) if self.size else size
+    def output_size(self, size: Size | Tensor) -> Size:
+        """Height and width that come out where those of `size` go in; a Tensor is a RaggedBatch's shapes.
+
+        Raises:
+            ValueError: where images of different sizes stay so.
+        """
+        if isinstance(self.size, tuple):
+            return self.size
+        if not isinstance(size, Tensor):
+            return self.size(size) if self.size else size
+        sizes = {self.output_size((height, width)) for height, width, _ in size.tolist()}
+        if len(sizes) > 1:
+            raise ValueError(
+                "Compose: images of different sizes need a crop or resize to one (height, width) in their first pass, "
+                f"got {len(sizes)} sizes after {self.transforms}"
+            )
+        return sizes.pop() if sizes else (1, 1)
 
 
 class Transform:
@@ -102,13 +119,20 @@ class Transform:
         return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in shown.items())})"
 
 
-def as_batch(images: Any) -> tuple[Tensor, bool]:
-    """[B, C, H, W] of a batch, one image or a PIL image, and whether it was one image.
+def size_of(images: Tensor | RaggedBatch) -> Size | Tensor:
+    """Height and width of a batch [B, C, H, W]; the shapes of images of different sizes."""
+    return images.shapes if isinstance(images, RaggedBatch) else (images.shape[2], images.shape[3])
+
+
+def as_batch(images: Any) -> tuple[Tensor | RaggedBatch, bool]:
+    """[B, C, H, W] of a batch, one image or a PIL image, and whether it was one image; a RaggedBatch as it is.
 
     Raises:
         TypeError: for anything else.
         ValueError: for a tensor of other dimensions.
     """
+    if isinstance(images, RaggedBatch):
+        return images, False
     if not isinstance(images, Tensor) and hasattr(images, "getbands"):  # a PIL image
         import numpy as np
 
@@ -186,7 +210,8 @@ class Compose:
         """Draws for every image and applies.
 
         Args:
-            images: uint8 (or float32 from 0 to 1) [B, C, H, W] or [C, H, W], or a PIL image.
+            images: uint8 (or float32 from 0 to 1) [B, C, H, W] or [C, H, W], a PIL image, or images of different sizes
+                as a :class:`fastcl.data.RaggedBatch`.
             index: the images' sample numbers in the data set, int64 [B] (one number for one image): the draws then
                 depend on (seed, epoch, index, view) alone. Without, a counter runs on, so that each call draws anew.
             epoch: changes all draws.
@@ -225,12 +250,12 @@ class Compose:
         """
         return self._views(images, range(first, first + count), index, epoch, out)
 
-    def sample(self, index: Any, size: Size, epoch: int = 0, view: int = 0) -> Tensor:
+    def sample(self, index: Any, size: Size | Tensor, epoch: int = 0, view: int = 0) -> Tensor:
         """The params table that a call draws.
 
         Args:
             index: sample numbers, int64 [n], or their count n for 0 to n - 1.
-            size: height and width of the images.
+            size: height and width of the images, or a :class:`fastcl.data.RaggedBatch`'s shapes.
             epoch: as in a call.
             view: as in a call.
 
@@ -240,7 +265,8 @@ class Compose:
         index = (
             torch.arange(index, device="cpu") if isinstance(index, int) else torch.as_tensor(index, dtype=torch.int64)
         )
-        return self._sample(index, (size[0], size[1]), self.seed, epoch, view)
+        size = size if isinstance(size, Tensor) else (size[0], size[1])
+        return self._sample(index, size, self.seed, epoch, view)
 
     def apply(self, images: Any, params: Tensor, *, pictures: bool = False, out: Tensor | None = None) -> Tensor:
         """Replays a params table, as :meth:`sample` gave it or edited.
@@ -260,7 +286,8 @@ class Compose:
         given = [plan.dtype for plan in self.passes if plan.dtype]
         floating = batch.dtype if batch.dtype != torch.uint8 else torch.float32
         dtype = given[-1] if given else floating if any(plan.mean for plan in self.passes) else batch.dtype
-        bytes_in, value = batch.dtype == torch.uint8, batch
+        bytes_in = batch.dtype == torch.uint8
+        value: Tensor | RaggedBatch = batch
         for number, (plan, table) in enumerate(zip(self.passes, torch.split(params, len(PARAM_NAMES), 1), strict=True)):
             last = number == len(self.passes) - 1
             # A fill is in the units that the images have where the warp stands in the list; the pass may hold others.
@@ -273,19 +300,22 @@ class Compose:
             if pictures:
                 mean = std = None
             bytes_in = bytes_in and not (plan.dtype or plan.mean)
-            value = augment_apply(
-                value,
-                table,
-                plan.output_size((value.shape[2], value.shape[3])),
-                interpolation=plan.interpolation,
-                fill=fill,
-                mean=mean,
-                std=std,
-                dtype=floating if not last else torch.uint8 if pictures else dtype,
-                out=None if out is None or not last else out[None] if single else out,
-            )
+            into = None if out is None or not last else out[None] if single else out
+            size = plan.output_size(size_of(value))
+            how: dict[str, Any] = {
+                "interpolation": plan.interpolation,
+                "fill": fill,
+                "mean": mean,
+                "std": std,
+                "dtype": floating if not last else torch.uint8 if pictures else dtype,
+            }
+            if isinstance(value, RaggedBatch):
+                value = augment_views_ragged(value, [table], [size], **how, out=None if into is None else [into])[0]
+            else:
+                value = augment_apply(value, table, size, **how, out=into)
         if out is not None:
             return out
+        assert isinstance(value, Tensor)  # after the first pass
         return value[0] if single else value
 
     def _views(
@@ -295,7 +325,7 @@ class Compose:
         if out is not None and len(out) != len(views):
             raise ValueError(f"Compose: out must have one tensor for each of {len(views)} views, got {len(out)}")
         index, seed = self._numbers(len(batch), index, batch.device)
-        size = (batch.shape[2], batch.shape[3])
+        size = size_of(batch)
         image, given = batch[0] if single else batch, [None] * len(views) if out is None else out
         return [
             self.apply(image, self._sample(index, size, seed, epoch, view), out=into)
@@ -315,12 +345,15 @@ class Compose:
         worker = None if torch.compiler.is_compiling() else get_worker_info()
         return numbers, self.seed if worker is None else (self.seed + worker.seed) % 2**63
 
-    def _sample(self, index: Tensor, size: Size, seed: int, epoch: int, view: int) -> Tensor:
+    def _sample(self, index: Tensor, size: Size | Tensor, seed: int, epoch: int, view: int) -> Tensor:
         tables = []
         for plan, recipe in zip(self.passes, self._recipes, strict=True):
             out_size = plan.output_size(size)
-            tables.append(
-                augment_sample(recipe, index, seed=seed, epoch=epoch, view=view, size=size, out_size=out_size)
-            )
+            stream = {"seed": seed, "epoch": epoch, "view": view}
+            if isinstance(size, Tensor):
+                table = augment_sample_ragged(recipe, index, **stream, shapes=size, out_size=out_size)
+            else:
+                table = augment_sample(recipe, index, **stream, size=size, out_size=out_size)
+            tables.append(table)
             size = out_size
         return tables[0] if len(tables) == 1 else torch.cat(tables, dim=1)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastcl.ragged import RaggedBatch
 from fastcl.transforms.compose import Compose, Transform, as_batch
 from fastcl.transforms.multiview import MultiViewTransform
 from fastcl.transforms.single import Resize
@@ -27,10 +28,12 @@ def preview_grid(images: Any, transform: Any, views: int = 6, epoch: int = 0) ->
         uint8 [3, height, width].
 
     Raises:
-        TypeError: for a transform that is not this package's.
+        TypeError: for a transform that is not this package's, or images of different sizes.
         ValueError: for images of other channels.
     """
     batch, _ = as_batch(images)
+    if isinstance(batch, RaggedBatch):
+        raise TypeError("preview_grid: images must be of one size, got a RaggedBatch")
     if batch.shape[1] not in (1, 3):
         raise ValueError(f"preview_grid: images must have 1 or 3 channels, got {list(batch.shape)}")
     if isinstance(transform, MultiViewTransform):

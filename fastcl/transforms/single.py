@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from fastcl.ops.augment import CROPS, OUTPUT_DTYPES
+from fastcl.ops.augment import OUTPUT_DTYPES
+from fastcl.ops.augment_table import CROPS
 from fastcl.transforms.compose import Pass, Size, Transform
 
 Range = tuple[float, float]
@@ -88,13 +89,10 @@ class RandomResizedCrop(Transform):
         self.interpolation = _interpolation(owner, interpolation, ("bilinear",))
         self.antialias = _antialias(owner, antialias)
 
-    def _output_size(self, _: Size) -> Size:
-        return self.size
-
     def add_to(self, plan: Pass, p: float = 1.0) -> bool:
         """See :meth:`Transform.add_to`."""
         _always(self, p)
-        if not plan.take_crop(self._output_size):
+        if not plan.take_crop(self.size):
             return False
         plan.recipe |= {
             "crop": float(CROPS.index("random")),
@@ -139,8 +137,7 @@ class Resize(Transform):
         self.antialias = _antialias(owner, antialias)
 
     def _output_size(self, size: Size) -> Size:
-        if not isinstance(self.size, int):
-            return self.size
+        assert isinstance(self.size, int)
         short, long = self.size, int(self.size * max(size) / min(size))
         if self.max_size is not None and long > self.max_size:
             short, long = int(self.max_size * short / long), self.max_size
@@ -149,7 +146,7 @@ class Resize(Transform):
     def add_to(self, plan: Pass, p: float = 1.0) -> bool:
         """See :meth:`Transform.add_to`."""
         _always(self, p)
-        return plan.take_crop(self._output_size)
+        return plan.take_crop(self._output_size if isinstance(self.size, int) else self.size)
 
 
 class CenterCrop(Transform):

@@ -1,0 +1,346 @@
+"""From a data set to augmented batches: raw bytes from tensors or workers, views from one fused pass."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+
+from fastcl.data.buffers import Buffers
+from fastcl.data.secure import SecureImages
+from fastcl.errors import DataError
+from fastcl.ragged import RaggedBatch, height_width_channels
+from fastcl.transforms import Compose, MultiViewTransform, Transform
+
+__all__ = ["Loader", "collate"]
+
+
+def collate(samples: Sequence[Any]) -> Any:
+    """Batches images of different sizes: the ``collate_fn`` of a DataLoader.
+
+    Args:
+        samples: images, or tuples of an image and other things; an image is a uint8 Tensor [C, H, W], an array
+            [H, W, C] or a PIL image.
+
+    Returns:
+        A :class:`RaggedBatch`; for tuples, a tuple of it and of what torch's ``default_collate`` makes of the rest.
+    """
+    if not isinstance(samples[0], (tuple, list)):
+        return RaggedBatch.of(samples)
+    images, *rest = zip(*samples, strict=True)
+    return (RaggedBatch.of(images), *(default_collate(list(part)) for part in rest))
+
+
+class _Raw(NamedTuple):
+    """A batch before its augmentation."""
+
+    numbers: Tensor  # int64 [n], sample numbers
+    images: Tensor | RaggedBatch | None  # None where every image was skipped
+    rest: tuple[Any, ...] | None  # what a sample has beside its image; None: a sample is an image
+    skipped: dict[int, str]  # sample numbers and what is wrong with them
+
+
+class _Numbered(Dataset[Any]):
+    """What the workers read: (sample number, sample), or (sample number, what is wrong with it)."""
+
+    def __init__(self, dataset: Any, skip: bool) -> None:
+        self._dataset, self._skip = dataset, skip
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        try:
+            sample = self._dataset[index]
+            image, *rest = sample if isinstance(sample, (tuple, list)) else (sample,)
+            pixels = height_width_channels(image, f"image {index} of the data set").permute(2, 0, 1)
+        except (DataError, OSError, SyntaxError, ValueError) as error:  # what decoders raise
+            if not self._skip:
+                raise
+            return index, str(error)
+        return index, (pixels, *rest) if isinstance(sample, (tuple, list)) else pixels
+
+
+def _collate_numbered(numbered: Sequence[tuple[int, Any]]) -> _Raw:
+    skipped = {index: sample for index, sample in numbered if isinstance(sample, str)}
+    kept = [(index, sample) for index, sample in numbered if not isinstance(sample, str)]
+    index = torch.tensor([index for index, _ in kept], dtype=torch.int64)
+    if not kept:
+        return _Raw(index, None, None, skipped)
+    batch = collate([sample for _, sample in kept])
+    images, rest = (batch[0], batch[1:]) if isinstance(batch, tuple) else (batch, None)
+    return _Raw(index, images, rest, skipped)
+
+
+class _Batches:
+    """The batch sampler of the workers: the sample numbers of the batches that are left of an epoch."""
+
+    def __init__(self) -> None:
+        self.left: list[list[int]] = []
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.left)
+
+    def __len__(self) -> int:
+        return len(self.left)
+
+
+class Loader:
+    """Yields augmented batches; in place of ``DataLoader(dataset, ...)`` where ``dataset`` had the transform.
+
+    The views of sample i in epoch e follow from the transform's seed, i and e alone: not from batch size, workers,
+    order or device. They are made in this process or on the training device. On the CPU they stand in memory that is
+    used again once nothing refers to it any more: after the first batches nothing is allocated, and what you keep is
+    never overwritten.
+
+    Args:
+        dataset: uint8 images [N, C, H, W], or a :class:`RaggedBatch`, or a TensorDataset whose first tensor is the
+            images, or :class:`fastcl.data.secure.SecureImages`: taken as they are, no worker needed. Or any data set
+            whose items are an image (a uint8 Tensor [C, H, W], an array [H, W, C] or a PIL image, of any size) or a
+            tuple of an image and other things, such as :class:`ImageFiles` and torchvision's data sets without a
+            transform.
+        transform: of this package; or a function of (images, index=, epoch=) that returns what is to be yielded.
+        batch_size: images per batch.
+        shuffle: a new order in every epoch, which follows from `seed` and the epoch.
+        sampler: sample numbers in the order of an epoch, such as a DistributedSampler, whose ``set_epoch`` is called.
+        num_workers: processes that read and decode; 0 does it in this process.
+        drop_last: leaves out a last batch that is not full.
+        device: where the views are made; raw bytes travel there. By default the CPU.
+        seed: of the order; by default drawn from torch's global generator.
+        prefetch: batches that are made ahead by a thread beside the training step. By default 1 where there is an
+            accelerator, else 0: training on the CPU has use for every core itself.
+        on_error: ``"raise"``, or ``"skip"`` for images that cannot be read; :attr:`skipped` then has them.
+        **dataloader: further arguments of torch's DataLoader, such as ``multiprocessing_context``.
+
+    Attributes:
+        epoch: number of the epoch under way, or of the last one; -1 before the first. Every ``iter()`` begins another.
+        images_per_second: images yielded per second since the epoch (or its resumed rest) began, training included.
+        waited: seconds of that for which the training waited for a batch.
+        skipped: sample numbers of images that could not be read, and why.
+
+    Raises:
+        TypeError: for images that are not bytes.
+        ValueError: for arguments out of range.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        transform: Any,
+        batch_size: int = 1,
+        shuffle: bool = False,
+        *,
+        sampler: Iterable[int] | None = None,
+        num_workers: int = 0,
+        drop_last: bool = False,
+        device: torch.device | str | None = None,
+        seed: int | None = None,
+        prefetch: int | None = None,
+        on_error: str = "raise",
+        **dataloader: Any,
+    ) -> None:
+        if prefetch is None:
+            prefetch = int(torch.accelerator.is_available())
+        if batch_size < 1 or prefetch < 0 or num_workers < 0:
+            raise ValueError(
+                "Loader: batch_size must be at least 1, prefetch and num_workers at least 0, got "
+                f"{batch_size}, {prefetch} and {num_workers}"
+            )
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"Loader: on_error must be raise or skip, got {on_error!r}")
+        if sampler is not None and shuffle:
+            raise ValueError("Loader: shuffle is the sampler's business where one is given, got both")
+        self.dataset, self.batch_size, self.shuffle, self.sampler = dataset, batch_size, shuffle, sampler
+        self.drop_last, self.prefetch = drop_last, prefetch
+        self.device = torch.device("cpu" if device is None else device)
+        self.seed = int(torch.randint(2**32, (), device="cpu").item()) if seed is None else int(seed)
+        self.transform = Compose([transform]) if isinstance(transform, Transform) else transform
+        self.epoch = -1
+        self.images_per_second = self.waited = 0.0
+        self.skipped: dict[int, str] = {}
+        self._taken = 0  # batches of the epoch that were yielded
+        self._resume_at: int | None = None
+        self._buffers = Buffers()
+        self._shapes: dict[Any, list[tuple[torch.Size, torch.dtype]]] = {}  # of views [C, H, W], by what goes in
+        self._batches = _Batches()
+        self._tensors = _tensors_of(dataset)
+        self._workers: DataLoader[Any] | None = None
+        if self._tensors is None:
+            self._workers = DataLoader(
+                _Numbered(dataset, on_error == "skip"),
+                batch_sampler=self._batches,
+                collate_fn=_collate_numbered,
+                num_workers=num_workers,
+                **{
+                    "persistent_workers": num_workers > 0,
+                    "pin_memory": self.device.type == "cuda",
+                    **dataloader,
+                },
+            )
+
+    def __len__(self) -> int:
+        n = len(self.dataset) if self.sampler is None else len(self.sampler)  # type: ignore[arg-type]
+        return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Begins the next epoch, or goes on in the one that :meth:`load_state_dict` was given."""
+        if self._resume_at is None:
+            self.epoch, first = self.epoch + 1, 0
+        else:
+            first, self._resume_at = self._resume_at, None
+        return self._epoch(self.epoch, first)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands after the batch that was yielded last; a few numbers."""
+        return {
+            "epoch": max(self.epoch, 0),
+            "batch": self._taken,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "transform_seeds": [compose.seed for compose in _composes(self.transform)],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The next ``iter()`` goes on where `state` was taken: with the same batches and the same views.
+
+        Raises:
+            ValueError: for a state of another batch size or transform, of which no batch can be the next.
+        """
+        composes = _composes(self.transform)
+        if state["batch_size"] != self.batch_size or len(state["transform_seeds"]) != len(composes):
+            raise ValueError(
+                f"Loader: the state is of batch_size {state['batch_size']} and {len(state['transform_seeds'])} "
+                f"transforms, got {self.batch_size} and {len(composes)}"
+            )
+        for compose, seed in zip(composes, state["transform_seeds"], strict=True):
+            compose.seed = seed
+        self.seed, self.epoch, self._taken = state["seed"], state["epoch"], state["batch"]
+        self._resume_at = self._taken
+        if self._taken == len(self):
+            self._resume_at = None  # the epoch was over
+
+    def _order(self, epoch: int) -> list[int]:
+        if self.sampler is not None:
+            if hasattr(self.sampler, "set_epoch"):
+                self.sampler.set_epoch(epoch)
+            return [int(i) for i in self.sampler]
+        n = len(self.dataset)
+        if not self.shuffle:
+            return list(range(n))
+        # The legacy generator: its stream is frozen for all numpy versions.
+        order: list[int] = np.random.RandomState([self.seed, epoch]).permutation(n).tolist()
+        return order
+
+    def _epoch(self, epoch: int, first: int) -> Iterator[Any]:
+        order, size = self._order(epoch), self.batch_size
+        batches = [order[at : at + size] for at in range(0, len(order), size)]
+        if self.drop_last and batches and len(batches[-1]) < size:
+            batches.pop()
+        self._batches.left = batches[first:]
+        self._taken, self.waited = first, 0.0
+        raw = self._gather() if self._workers is None else iter(self._workers)
+        began, images = time.perf_counter(), 0
+        for number, (count, skipped, views) in enumerate(self._ahead(raw, epoch), first + 1):
+            self.skipped |= skipped
+            if views is None:
+                continue
+            self._taken, images = number, images + count
+            self.images_per_second = images / (time.perf_counter() - began)
+            yield views
+            del views
+        self._taken = len(batches)
+
+    def _ahead(self, raw: Iterator[_Raw], epoch: int) -> Iterator[tuple[int, dict[int, str], Any]]:
+        """The batches of an epoch, made up to `prefetch` ahead of their use."""
+
+        def make() -> tuple[int, dict[int, str], Any] | None:
+            try:
+                batch = next(raw, None)
+            except Exception as error:
+                # The frames it came through hold it and the workers in a circle, of which the end takes them seconds.
+                raise error.with_traceback(None) from None
+            if batch is None:
+                return None
+            views = None if batch.images is None else self._augment(batch, epoch)
+            return len(batch.numbers), batch.skipped, views
+
+        thread = ThreadPoolExecutor(1, "fastcl.data.Loader") if self.prefetch else None
+        ahead = deque(thread.submit(make) for _ in range(self.prefetch)) if thread else deque()
+        try:
+            while True:
+                began = time.perf_counter()
+                made = ahead.popleft().result() if thread else make()
+                self.waited += time.perf_counter() - began
+                if made is None:
+                    return
+                if thread:
+                    ahead.append(thread.submit(make))
+                yield made
+                del made  # the consumer may have let go: then the memory is free
+        finally:
+            if thread:
+                thread.shutdown(cancel_futures=True)
+
+    def _gather(self) -> Iterator[_Raw]:
+        """Batches of images that need no worker."""
+        assert self._tensors is not None
+        images, rest = self._tensors
+        for numbers in self._batches.left:
+            index = torch.tensor(numbers, dtype=torch.int64)
+            if not isinstance(images, Tensor):
+                batch: Tensor | RaggedBatch = images[index]
+            elif images.device.type == "cpu":
+                out = self._buffers.empty([len(index), *images.shape[1:]], images.dtype)
+                batch = torch.index_select(images, 0, index, out=out)
+            else:
+                batch = images[index.to(images.device)]
+            yield _Raw(index, batch, rest and tuple(part[index.to(part.device)] for part in rest), {})
+
+    def _augment(self, batch: _Raw, epoch: int) -> Any:
+        assert batch.images is not None
+        images = batch.images.to(self.device, non_blocking=True)
+        index = batch.numbers.to(self.device, non_blocking=True)
+        views = self._views(images, index, epoch)
+        return views if batch.rest is None else (views, *batch.rest)
+
+    def _views(self, images: Tensor | RaggedBatch, index: Tensor, epoch: int) -> Any:
+        if self.device.type != "cpu" or not _composes(self.transform):
+            return self.transform(images, index=index, epoch=epoch)
+        key = None if isinstance(images, RaggedBatch) else images.shape[1:]
+        if key not in self._shapes:
+            views = self.transform(images, index=index, epoch=epoch)
+            each = views if isinstance(views, list) else [views]
+            self._shapes[key] = [(view.shape[1:], view.dtype) for view in each]
+            return views
+        out = [self._buffers.empty([len(index), *shape], dtype) for shape, dtype in self._shapes[key]]
+        into: Any = out[0] if isinstance(self.transform, Compose) else out
+        return self.transform(images, index=index, epoch=epoch, out=into)
+
+
+def _tensors_of(dataset: Any) -> tuple[Tensor | RaggedBatch | SecureImages, tuple[Tensor, ...] | None] | None:
+    """Images that are taken a batch at a time, and what stands beside them; None for another data set."""
+    rest: tuple[Tensor, ...] | None = None
+    if type(dataset) is TensorDataset:
+        dataset, *others = dataset.tensors
+        rest = tuple(others)
+    if isinstance(dataset, (RaggedBatch, SecureImages)):
+        return dataset, rest
+    if not isinstance(dataset, Tensor):
+        return None
+    if dataset.dtype != torch.uint8 or dataset.dim() != 4:
+        raise TypeError(f"Loader: images must be uint8 [N, C, H, W], got {dataset.dtype} {list(dataset.shape)}")
+    return dataset, rest
+
+
+def _composes(transform: Any) -> list[Compose]:
+    """The parts of a transform of this package, each with a seed of its own; none for another function."""
+    if isinstance(transform, MultiViewTransform):
+        return [compose for compose, _ in transform.groups]
+    return [transform] if isinstance(transform, Compose) else []
