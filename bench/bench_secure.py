@@ -40,14 +40,17 @@ def bench_secure(name: str, stage: str, tmp_path: Path, side_by_side: Any) -> No
     recipe = {"crop_scale": 0.5, "rotation": 15.0}
     config = make_config({"batch_size": batch, "recipe": recipe, "epochs": 1000})
     training = {id(source): Pretraining(source, config) for source in (images, encrypted)} if stage == "step" else {}
+    batches = {key: iter(now._loader) for key, now in training.items()}
     order = torch.Generator().manual_seed(0)
 
     def call(source: Any) -> Tensor:
         if stage == "step":
             with torch.inference_mode(False):
-                now = training[id(source)]
-                now.step += 1
-                now._train_step()
+                views = next(batches[id(source)], None)
+                if views is None:
+                    batches[id(source)] = iter(training[id(source)]._loader)
+                    views = next(batches[id(source)])
+                training[id(source)]._train_step(views)
                 return torch.ones(())
         index = torch.randint(count, (batch,), generator=order)
         drawn: Tensor = source[index]
