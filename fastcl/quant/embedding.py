@@ -42,8 +42,11 @@ class Int8EmbeddingBag(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Sums of the rows named, float32 [B, dim], for int64 [B, n]."""
-        # Row by row, as a bag of few rows needs few of the table's.
-        named, places = rows.unique(return_inverse=True)
+        # Only the rows that are named become floats, each once.
+        used = torch.zeros(len(self.weight), dtype=torch.bool, device=rows.device)
+        used[rows] = True
+        named = used.nonzero()[:, 0]
+        places = (used.cumsum(0) - 1)[rows]
         table = self.weight[named].float() * self.scale[named, None]
         if self.padding_idx is not None:
             table[named == self.padding_idx] = 0
