@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import io
+import shutil
+import subprocess
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,11 +47,36 @@ def quantize_dynamic(engine: str) -> Callable[..., Callable[[Tensor], Tensor]]:
     return make
 
 
-def torchao(linear: nn.Linear, peer: Callable[[str], Any]) -> Callable[[Tensor], Tensor]:
-    quantization = peer("torchao.quantization")
-    model = nn.Sequential(copy.deepcopy(linear))
-    quantization.quantize_(model, quantization.Int8DynamicActivationInt8WeightConfig())
-    return model
+def torchao(compiled: bool = False, frozen: bool = False) -> Callable[..., Callable[[Tensor], Tensor]]:
+    def make(linear: nn.Linear, peer: Callable[[str], Any]) -> Callable[[Tensor], Tensor]:
+        quantization = peer("torchao.quantization")
+        model = nn.Sequential(copy.deepcopy(linear))
+        quantization.quantize_(model, quantization.Int8DynamicActivationInt8WeightConfig())
+        if not compiled:
+            return model
+        torch._dynamo.reset()
+        peer("torch._inductor.config").freezing = frozen  # read when the first call compiles
+        return torch.compile(model, dynamic=False)  # type: ignore[no-any-return]
+
+    return make
+
+
+def bitsandbytes(linear: nn.Linear, peer: Callable[[str], Any]) -> Callable[[Tensor], Tensor]:
+    layer = peer("bitsandbytes").nn.Linear8bitLt(linear.in_features, linear.out_features, has_fp16_weights=False)
+    layer.load_state_dict(linear.state_dict())
+    return layer.to("cpu").eval()  # type: ignore[no-any-return]
+
+
+def int_mm(linear: nn.Linear, peer: Callable[[str], Any]) -> Callable[[Tensor], Tensor]:
+    """The bare product of torch: x is int8 already, the result int32."""
+    weight = torch.randint(-127, 128, linear.weight.shape, dtype=torch.int8).T
+    kept: dict[int, Tensor] = {}
+
+    def run(x: Tensor) -> Tensor:
+        rows = kept.setdefault(len(x), torch.randint(-127, 128, x.shape, dtype=torch.int8))
+        return torch._int_mm(rows, weight)
+
+    return run
 
 
 def onnxruntime(int8: bool) -> Callable[..., Callable[[Tensor], Any]]:
@@ -82,7 +110,12 @@ PEERS = {
     "bf16_linear": lambda linear, peer: copy.deepcopy(linear).bfloat16(),
     "quantize_dynamic_onednn": quantize_dynamic("onednn"),
     "quantize_dynamic_x86": quantize_dynamic("x86"),
-    "torchao_eager": torchao,
+    "quantize_dynamic_fbgemm": quantize_dynamic("fbgemm"),
+    "torchao_eager": torchao(),
+    "torchao_compiled": torchao(compiled=True),
+    "torchao_frozen": torchao(compiled=True, frozen=True),
+    "bitsandbytes": bitsandbytes,
+    "int_mm": int_mm,
     "onnxruntime_fp32": onnxruntime(int8=False),
     "onnxruntime_int8": onnxruntime(int8=True),
 }
@@ -100,3 +133,20 @@ def bench_linear(side_by_side, peer, name, shape):
     if name == "bf16_linear":
         x = x.bfloat16()
     side_by_side(lambda: layer(x), lambda: theirs(x), exact)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+def bench_share_of_the_vnni_ceiling(benchmark, shape, tmp_path):
+    """extra_info: 10^9 operations per second of the whole layer, of vpdpbusd alone times the threads, their ratio."""
+    compiler, source = shutil.which("g++"), Path(__file__).with_name("vnni_peak.cpp")
+    if compiler is None or "avx512_vnni" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("needs g++ and a processor with AVX-512 VNNI")
+    program = tmp_path / "vnni_peak"
+    subprocess.run([compiler, "-O2", "-mavx512f", "-mavx512vnni", source, "-o", program], check=True)
+    m, k, n = shape
+    layer, x = Int8Linear(k, n), torch.randn(m, k)
+    with torch.inference_mode():
+        benchmark.pedantic(lambda: layer(x), rounds=30, warmup_rounds=5)
+    peak = float(subprocess.run([program], check=True, capture_output=True, text=True).stdout) * torch.get_num_threads()
+    reached = 2e-9 * m * k * n / benchmark.stats.stats.median
+    benchmark.extra_info.update(gops=round(reached, 1), peak=round(peak, 1), share=round(reached / peak, 3))

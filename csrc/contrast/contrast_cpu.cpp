@@ -1,3 +1,7 @@
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -15,12 +19,20 @@ namespace {
 constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
 // Up to this logit 2^x needs no reference: e^50 times 2^20 terms stays in float32's range, and so does its inverse.
 constexpr float kLargestPlainLogit = 50.f;
-constexpr int kTilesWanted = 10;            // blocks of rows that keep a handful of threads busy
-constexpr int64_t kScratchBytes = 1 << 20;  // of a tile and its operands: half of a usual L2
-constexpr int64_t kGroupBytes = 6 << 20;    // blocks that are visited together: two groups fit in L3
+constexpr int kTilesWanted = 10;          // blocks of rows that keep a handful of threads busy
+constexpr int64_t kGroupBytes = 6 << 20;  // blocks that are visited together: two groups fit in L3
 constexpr int64_t kMinGroup = 4;
 constexpr int64_t kThreadFlop = 16 << 20;  // of a thread in one pass, at least: fewer are done before another has woken
-constexpr int kSpins = 5000;  // of waiting, some hundred microseconds, before a thread sleeps
+constexpr int kSpins = 5000;               // of waiting, some hundred microseconds, before a thread sleeps
+
+// Of a tile and its operands: half of this processor's L2, or of a usual one.
+int64_t scratch_bytes() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  static const int64_t l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (l2 > 0) return l2 / 2;
+#endif
+  return 1 << 20;
+}
 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
@@ -112,14 +124,14 @@ class TilePass {
     return sum > 0 ? std::log(sum) + reference * kLn2 : -std::numeric_limits<double>::infinity();
   }
 
-  // Large tiles save memory traffic, small ones leave enough of them to share out. Depends on the problem alone, never
-  // on the threads: the tile fixes the order of the sums.
+  // Large tiles save memory traffic, small ones leave enough of them to share out. Depends on the problem and the
+  // processor, never on the threads: the tile fixes the order of the sums.
   int64_t choose_tile() const {
     const int64_t step = least_common_multiple(kernels_.rows_step, kernels_.cols_step);
     const int64_t rows = std::max(q_.padded_count(), k_.padded_count());
     int64_t tile = kMaxTile / step * step;
     const auto bytes = [&](int64_t t) { return int64_t(sizeof(float)) * t * (t + 2 * q_.stride()); };
-    while (tile > 2 * step && (rows < kTilesWanted * tile || bytes(tile) > kScratchBytes)) tile -= step;
+    while (tile > 2 * step && (rows < kTilesWanted * tile || bytes(tile) > scratch_bytes())) tile -= step;
     return tile;
   }
 
@@ -330,8 +342,8 @@ class TilePass {
     const int keys = static_cast<int>(std::min<int64_t>(t.cols, k_.padded_count() - t.j0));
     wait(row_turn_[I], row_turn);
     if (grad_q_)
-      kernels_.product({t.g_rows, t.ld_rows, 1, k_.row(t.j0), keys / pack, scratch.panel.get(), grad_q_ + t.i0 * dim,
-                        t.rows, dim});
+      kernels_.product(
+          {t.g_rows, t.ld_rows, 1, k_.row(t.j0), keys / pack, scratch.panel.get(), grad_q_ + t.i0 * dim, t.rows, dim});
     pass_on(row_turn_[I], row_turn);
     if (symmetric_ && I == J) return;
     wait(col_turn(J), col_turn_number);

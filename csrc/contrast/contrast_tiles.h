@@ -48,7 +48,8 @@ struct Tile {
   int ld_rows, ld_cols;  // words
 };
 
-// out[rows, dim] += A Z, with A read in place through two strides. Z is packed a few columns at a time, which stay near.
+// out[rows, dim] += A Z, with A read in place through two strides. Z is packed a few columns at a time, which stay
+// near.
 struct Product {
   const float* a;
   ptrdiff_t row_stride, word_stride;  // words

@@ -19,8 +19,8 @@ struct Float32Products {
   static FASTCL_INLINE typename V::F rows(const float* z, int64_t) { return V::load(z); }
 };
 
-// A tile of similarities is formed in blocks of kRows rows and kVectors vectors, a product in blocks of kProductRows and
-// kProductVectors: as many accumulators as leave registers for the operands, and wide rather than high, because a
+// A tile of similarities is formed in blocks of kRows rows and kVectors vectors, a product in blocks of kProductRows
+// and kProductVectors: as many accumulators as leave registers for the operands, and wide rather than high, because a
 // multiply-add waits for its loads: one for each row and each vector of a block.
 template <class V, class Products, int kRows, int kVectors, int kProductRows, int kProductVectors>
 struct ContrastTiles {
@@ -36,14 +36,14 @@ struct ContrastTiles {
   static constexpr float kLeast = -64.f;
   static constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-  // sums[r][:] = sum over words of a[r * row_stride + w * word_stride] * b[w * width + :], width being the sums'
+  // sums[r][:] = sum over words of a[r * row_stride + w * word_stride] * b[w * width + :], width being the sums'; words
+  // is even
   template <int rows, int vectors>
   static FASTCL_INLINE void multiply(const float* a, ptrdiff_t row_stride, ptrdiff_t word_stride, const float* b,
                                      int words, F (&sums)[rows][vectors]) {
     FASTCL_UNROLL for (int r = 0; r < rows; ++r) FASTCL_UNROLL for (int v = 0; v < vectors; ++v) sums[r][v] =
         V::set(0.f);
-    for (int w = 0; w < words; w += 2)
-      FASTCL_UNROLL for (int u = 0; u < 2; ++u) {
+    for (int w = 0; w < words; w += 2) FASTCL_UNROLL for (int u = 0; u < 2; ++u) {
         F columns[vectors];
         FASTCL_UNROLL for (int v = 0; v < vectors; ++v) columns[v] = V::load(b + v * kLanes);
         FASTCL_UNROLL for (int r = 0; r < rows; ++r) {
@@ -231,8 +231,9 @@ struct ContrastTiles {
   template <int vectors>
   static FASTCL_INLINE void product_panel(const Product& p, int col) {
     for (int word = 0; word < p.words; ++word)
-      FASTCL_UNROLL for (int v = 0; v < vectors; ++v) V::store(
-          p.panel + (word * vectors + v) * kLanes, Products::rows(p.z + word * kPack * p.dim + col + v * kLanes, p.dim));
+      FASTCL_UNROLL for (int v = 0; v < vectors; ++v)
+          V::store(p.panel + (word * vectors + v) * kLanes,
+                   Products::rows(p.z + word * kPack * p.dim + col + v * kLanes, p.dim));
     int row = 0;
     for (; row + kProductRows <= p.rows; row += kProductRows) product_block<kProductRows, vectors>(p, row, col);
     for (; row < p.rows; row += 2) product_block<2, vectors>(p, row, col);

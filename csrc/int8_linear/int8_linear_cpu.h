@@ -42,7 +42,8 @@ struct Int8Tile {
   const float* bias;          // [panel]
   const float* row_scale;     // [rows / planes]
   int planes;                 // int8_planes
-  const int32_t* row_zero;    // [rows], null: all 128, and one plane
+  int32_t zero;               // of every row; 0 where they differ
+  const int32_t* row_zero;    // [rows], null where they do not differ
   int64_t outliers;
   const float* outlier_x;       // [rows / planes][outliers]
   const float* outlier_weight;  // [outliers][panel]
@@ -169,6 +170,8 @@ void multiply_block(const Int8Linear& p, bool stream, Int8Block<Kernel>& block, 
   t.activation = p.activation;
   t.stream = stream;
   t.planes = int8_planes(p.mode);
+  const bool rows_differ = p.mode == Int8Mode::kAsymmetric || p.mode == Int8Mode::kInt16;
+  t.zero = p.mode == Int8Mode::kStatic ? p.x_zero : rows_differ ? 0 : 128;
   t.outliers = p.outliers;
   static thread_local std::vector<float> outlier_weight;
   outlier_weight.assign(size_t(p.outliers * kColumns), 0.f);
@@ -189,7 +192,7 @@ void multiply_block(const Int8Linear& p, bool stream, Int8Block<Kernel>& block, 
       const int64_t r0 = cut(block.rows, block.micro_blocks, i), r1 = cut(block.rows, block.micro_blocks, i + 1);
       t.a = block.micro_block(i);
       t.row_scale = block.scale.data() + r0;
-      t.row_zero = p.mode == Int8Mode::kDynamic ? nullptr : block.zero.data() + r0 * t.planes;
+      t.row_zero = rows_differ ? block.zero.data() + r0 * t.planes : nullptr;
       t.outlier_x = block.outlier_x.data() + r0 * p.outliers;
       t.y = static_cast<uint8_t*>(p.y) + ((block.first + r0) * p.n + n) * y_bytes;
       t.prefetch_step = 64;

@@ -1,4 +1,4 @@
-// AVX2, twice: with AVX-VNNI, whose vpdpbusd multiplies u8 by s8 (q + 128 is stored, 128 * sum_k w taken off again);
+// AVX2, twice: with AVX-VNNI, whose vpdpbusd multiplies u8 by s8 (q + zero is stored, zero * sum_k w taken off again);
 // and without, where both sides are widened to s16 for vpmaddwd, because vpmaddubsw saturates at 2^15.
 #include <algorithm>
 #include <array>
@@ -125,12 +125,12 @@ inline void store_row(const Int8Tile& t, const float* values, uint8_t* y) {
   store_floats(values, t.columns, t.type, 0, y);
 }
 
-// What follows the sums: with VNNI those of q + zero, less 128 times the weight's; without, those of q.
+// What follows the sums: with VNNI those of q + zero; without, those of q.
 template <bool kVnni>
 __attribute__((noinline)) void finish_tile(const Int8Tile& t, int32_t (*sums)[16], int rows) {
   if (kVnni && t.row_zero != nullptr)
     for (int r = 0; r < rows; ++r)
-      for (int i = 0; i < 16; ++i) sums[r][i] += (128 - t.row_zero[r]) * t.sums[i];
+      for (int i = 0; i < 16; ++i) sums[r][i] += -t.row_zero[r] * t.sums[i];
   alignas(32) float values[6][16];
   const int x_rows = rows / t.planes;
   for (int r = 0; r < x_rows; ++r)
@@ -167,7 +167,7 @@ void multiply_rows(const Int8Tile& t) {
         acc[u][r][h] = _mm256_setzero_si256();
         if (kVnni && u == 0) {
           const __m256i sums = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(t.sums + 8 * h));
-          acc[u][r][h] = _mm256_slli_epi32(_mm256_sub_epi32(acc[u][r][h], sums), 7);
+          acc[u][r][h] = _mm256_mullo_epi32(sums, _mm256_set1_epi32(-t.zero));
         }
       }
   const uint8_t* a = t.a;

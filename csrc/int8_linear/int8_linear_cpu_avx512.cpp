@@ -1,4 +1,4 @@
-// AVX-512 with VNNI: vpdpbusd multiplies u8 by s8, so q + 128 is stored and 128 * sum_k w is taken off again.
+// AVX-512 with VNNI: vpdpbusd multiplies u8 by s8, so q + zero is stored and zero * sum_k w is taken off again.
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -144,10 +144,10 @@ inline void store16(const Int8Tile& t, __m512 v, uint8_t* y, int column) {
 
 // What follows the sums, for whatever multiply_rows does not do in registers.
 __attribute__((noinline)) void finish_tile(const Int8Tile& t, int32_t (*sums)[32], int rows) {
-  if (t.row_zero != nullptr)  // the sums are those of q + zero, less 128 times the weight's
+  if (t.row_zero != nullptr)  // the sums are those of q + zero
     for (int r = 0; r < rows; ++r)
       for (int i = 0; i < 32; i += 16) {
-        const __m512i off = _mm512_mullo_epi32(_mm512_set1_epi32(128 - t.row_zero[r]), _mm512_loadu_si512(t.sums + i));
+        const __m512i off = _mm512_mullo_epi32(_mm512_set1_epi32(-t.row_zero[r]), _mm512_loadu_si512(t.sums + i));
         _mm512_store_si512(sums[r] + i, _mm512_add_epi32(_mm512_load_si512(sums[r] + i), off));
       }
   alignas(64) float values[14][32];
@@ -176,9 +176,9 @@ void multiply_rows(const Int8Tile& t) {
   // Few rows give few chains of dependent sums: with kPhases sets of accumulators at least 8 are in flight.
   constexpr int kPhases = R == 1 ? 4 : R <= 4 ? 2 : 1;
   __m512i acc[kPhases][R][2];
-  const __m512i zero = _mm512_setzero_si512();
-  const __m512i start[2] = {_mm512_slli_epi32(_mm512_sub_epi32(zero, _mm512_loadu_si512(t.sums)), 7),
-                            _mm512_slli_epi32(_mm512_sub_epi32(zero, _mm512_loadu_si512(t.sums + 16)), 7)};
+  const __m512i zero = _mm512_setzero_si512(), less = _mm512_set1_epi32(-t.zero);
+  const __m512i start[2] = {_mm512_mullo_epi32(less, _mm512_loadu_si512(t.sums)),
+                            _mm512_mullo_epi32(less, _mm512_loadu_si512(t.sums + 16))};
 #pragma GCC unroll 4
   for (int u = 0; u < kPhases; ++u)
 #pragma GCC unroll 14

@@ -310,7 +310,8 @@ def _note(choice: calibrate.Choice) -> str:
     if choice.scheme.x_multiplier is not None:
         parts.append("smoothed")
     if choice.scheme.outlier_columns is not None:
-        parts.append(f"{len(choice.scheme.outlier_columns)} outlier inputs in float")
+        count = len(choice.scheme.outlier_columns)
+        parts.append(f"{count} outlier input{'s' if count > 1 else ''} in float")
     if choice.bias_shift is not None:
         parts.append("bias corrected")
     return ", ".join(parts)
