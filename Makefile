@@ -7,8 +7,9 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+EMULATOR := $(shell find tests/emulator -path '*/_build' -prune -o \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \) -print)
 
-.PHONY: help demo test fuzz bench bench-augment lint format docs info clean
+.PHONY: help demo test fuzz test-cuda test-ptx test-sanitized bench bench-augment bench-cuda cuda-report lint format docs info clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -39,6 +40,10 @@ demo: $(VENV)/.fastcl  ## learn handwritten digits without labels, shrink the en
 test: $(VENV)/.test  ## all tests, a process for each core
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
+test-cuda: $(VENV)/.test  ## the ops' tests on this machine's GPU; needs CUDA_HOME
+	FASTCL_BUILD=cuda PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --editable '.[run,test]'
+	$(BIN)/python -m pytest -q -m cuda
+
 fuzz: $(VENV)/.test  ## the augmentation kernels on a million random tables under sanitizers
 	FASTCL_FUZZ_TABLES=1000000 $(BIN)/python -m pytest -q -s tests/test_fuzz_augment.py
 
@@ -49,14 +54,44 @@ bench-augment: $(VENV)/.test  ## augmentation beside its peers, as ratios; then 
 	$(BIN)/python bench/bench_augment.py --plot docs/augment.svg
 	$(BIN)/python bench/simclr_epoch.py
 
+CUDA_BENCHES := bench/bench_ntxent.py bench/bench_similarity_lse.py bench/bench_losses.py
+
+bench-cuda: $(VENV)/.test  ## the benchmarks on this machine's GPU; needs CUDA_HOME
+	FASTCL_BUILD=cuda PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --editable '.[run,test]'
+	FASTCL_BENCH_DEVICE=cuda $(BIN)/python -m pytest -q $(CUDA_BENCHES) --benchmark-sort=fullname
+
+# A CUDA toolkit without root: what compiles, and what reads the result.
+$(VENV)/.cuda: $(VENV)/.torch $(VENV)/.test
+	$(PIP) --no-deps nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85
+	$(PIP) --no-deps nvidia-cuda-cuobjdump==13.5.37 nvidia-cuda-nvdisasm==13.5.37
+	$(PIP) --no-deps --target .venvs/cutlass nvidia-cutlass==4.2.0.0
+	@touch $@
+
+cuda-report: $(VENV)/.cuda  ## compile the CUDA kernels for every architecture; what ptxas made of them, within limits
+	$(BIN)/python tools/cuda_report.py
+
+# The same cases with what nvcc emits in the kernels' place. sm_75 has no tensor cores that the kernels use; the PTX of
+# sm_90 is compiled anew only where it differs from that of sm_80.
+test-ptx: $(VENV)/.cuda $(VENV)/.test  ## the CUDA kernels' tests with the PTX that nvcc emits, on the emulator
+	FASTCL_EMULATOR_PTX=75 $(BIN)/python -m pytest -q -n auto tests/test_contrast_cuda.py -k simt
+	FASTCL_EMULATOR_PTX=80 $(BIN)/python -m pytest -q -n auto tests/test_contrast_cuda.py -k 'not simt'
+	FASTCL_EMULATOR_PTX=90 $(BIN)/python -m pytest -q -n auto tests/test_contrast_cuda.py -k ntxent
+
+test-sanitized: $(VENV)/.test  ## every CUDA kernel on the emulator under TSan, and under ASan and UBSan
+	for sanitizer in thread:libtsan.so address:libasan.so; do \
+	  FASTCL_EMULATOR_SANITIZER=$${sanitizer%:*} LD_PRELOAD=$$(g++ -print-file-name=$${sanitizer#*:}) \
+	    ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=halt_on_error=1:report_signal_unsafe=0:exitcode=66 \
+	    $(BIN)/python -m pytest -q -p no:cacheprovider tests/test_contrast_cuda.py -k same_bits || exit 1; \
+	done
+
 lint: $(VENV)/.lint $(VENV)/.test  ## style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(CSRC)
+	$(BIN)/clang-format --dry-run --Werror $(CSRC) $(EMULATOR)
 	$(BIN)/mypy
 
 format: $(VENV)/.lint  ## put every file into shape
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CSRC)
+	$(BIN)/clang-format -i $(CSRC) $(EMULATOR)
 
 docs: $(VENV)/.fastcl  ## the documentation, in site/
 	$(PIP) 'mkdocs-material>=9.5' 'mkdocstrings[python]>=0.26'

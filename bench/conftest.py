@@ -15,6 +15,22 @@ import torch
 from torch import Tensor
 
 
+@pytest.fixture(autouse=True)
+def _device():
+    """FASTCL_BENCH_DEVICE=cuda times the same calls on a GPU (make bench-cuda)."""
+    device = os.environ.get("FASTCL_BENCH_DEVICE", "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    with torch.device(device):
+        yield
+
+
+def _finish() -> None:
+    """A GPU works on after the call that asked it to."""
+    if torch.get_default_device().type == "cuda":
+        torch.cuda.synchronize()
+
+
 @pytest.fixture
 def peer():
     """Imports a peer package, or skips and says which is absent."""
@@ -47,8 +63,10 @@ def side_by_side(benchmark):
             end = time.perf_counter() + float(os.environ.get("FASTCL_BENCH_SECONDS", "1"))
             while time.perf_counter() < end or len(times[ours]) < 5:
                 for call, record in times.items():
+                    _finish()
                     begin = time.perf_counter()
                     call()
+                    _finish()
                     record.append(1e6 * (time.perf_counter() - begin))
             ours_us, theirs_us = (statistics.median(record) for record in times.values())
             benchmark.extra_info.update(

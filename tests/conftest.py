@@ -34,13 +34,15 @@ def _ops_with_cuda_kernels() -> set[str]:
 
 
 @functools.cache
-def _add_emulated() -> str:
+def add_emulated() -> str:
     """Returns why the emulated backend is absent where it is."""
-    from emulator import build, device
+    from emulator import build, device, ptx
 
     try:
         device.runtime()
         registry.add_backend("emulated", "fastcl_emulated", device.library("ops"))
+        if architecture := os.environ.get("FASTCL_EMULATOR_PTX"):  # for the rest of the process
+            assert ptx.replaced_kernels("ops", int(architecture)).__enter__() > 0
     except build.Unavailable as reason:
         return str(reason)
     return ""
@@ -62,7 +64,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         with fastcl.use_backend("native"):
             yield request.param
     elif request.param == "emulated":
-        if absent := _add_emulated():
+        if absent := add_emulated():
             pytest.skip(absent)
         torch.use_deterministic_algorithms(True, warn_only=True)  # fills what torch.empty returns
         try:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import numpy as np
 import pytest
-from emulator import device
-from emulator.build import Unavailable
+from emulator import build, device
 from emulator.samples import gemm, row_sums, total_sum
 
 try:
     device.runtime()
-except Unavailable as reason:
+except build.Unavailable as reason:
     pytest.skip(str(reason), allow_module_level=True)
 
 RNG = np.random.default_rng(0)
@@ -67,3 +68,32 @@ def test_sm_75_has_no_bf16_product_but_an_int8_one():
             gemm(*operands("bf16", 64, 64, 64)[:2])
         a, b, expected = operands("s8", 100, 70, 144)
         assert np.array_equal(gemm(a, b, "s8"), expected)
+
+
+def test_fragment_layouts_are_cutes(tmp_path):
+    try:
+        cute = build.cutlass_include()
+    except build.Unavailable as reason:
+        pytest.skip(str(reason))
+    includes = [f"-isystem{folder}" for folder in (cute, *build.cuda_includes())]
+    # CuTe wants cuda/std as well, which stands beside nv/target.
+    includes += [f"-isystem{folder / 'cccl'}" for folder in build.cuda_includes()]
+    source, program = build.EMULATOR / "layouts" / "fragment_layouts.cpp", tmp_path / "fragment_layouts"
+    subprocess.run(["g++", "-std=c++17", "-w", f"-I{build.EMULATOR}", *includes, source, "-o", program], check=True)
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_an_empty_grid_is_refused_as_cuda_does():
+    with pytest.raises(RuntimeError, match="invalid launch configuration"):
+        total_sum(np.ones(4, np.float32), blocks=0)
+
+
+def test_unknown_schedules_and_devices_are_refused():
+    with (
+        pytest.raises(ValueError, match=r"forward, reverse or random:SEED, got 'sideways'"),
+        device.schedule("sideways"),
+    ):
+        pass
+    with device.compute_capability(10), pytest.raises(RuntimeError, match="no device of compute capability 10"):
+        gemm(*operands("s8", 64, 64, 64)[:2], "s8")

@@ -12,10 +12,9 @@ namespace {
 
 constexpr int kThreads = 256;  // of the kernels around the tiles: eight warps, each a row at a time
 constexpr int kWarps = kThreads / 32;
-constexpr int kPrepareRows = 4 * kWarps;  // rows of a block of `prepare`
+constexpr int kPrepareRows = 4 * kWarps;          // rows of a block of `prepare`
 constexpr size_t kColumnRoom = size_t(64) << 20;  // bytes of column sums; more, and columns are summed as rows
-constexpr int kBlocksPerMultiprocessor = 2;
-constexpr float kEps = 1e-12f;  // torch.nn.functional.normalize's
+constexpr float kEps = 1e-12f;                    // torch.nn.functional.normalize's
 // Sums of squares outside are formed again in double: those of float32 may have overflowed, or lost what is small.
 constexpr float kLeastSquare = 1e-24f, kLargestSquare = 1e30f;
 
@@ -105,9 +104,10 @@ struct PreparedSide {
   unsigned char* rows;    // [padded, stride]
   float* factor;          // [padded]
   RowTerm* term;          // [padded], null in a forward pass
-  float* largest;         // [padded / kPrepareRows], lengths
-  float* largest_weight;  // [padded / kPrepareRows], null in a forward pass
+  float* largest;         // [blocks], lengths
+  float* largest_weight;  // [blocks], null in a forward pass
   int count, padded;
+  int blocks;  // of the launch that prepares this side
 };
 
 struct PreparedRows {
@@ -157,7 +157,7 @@ struct PrepareSides {
 
 __global__ void __launch_bounds__(kThreads) prepare_sides(PrepareSides p) {
   if (p.grad_scale && blockIdx.x == 0 && threadIdx.x == 0) *p.grad_scale = 0.f;
-  const int first_blocks = p.to[0].padded / kPrepareRows;
+  const int first_blocks = p.to[0].blocks;
   const int side = blockIdx.x >= first_blocks;
   const int block = side ? blockIdx.x - first_blocks : blockIdx.x;
   const PreparedSide& to = p.to[side];
@@ -312,8 +312,8 @@ __device__ __forceinline__ float column_sum(const TilePass& p, int blocks, int c
 }
 
 // log2 of the sums: a thread for each row, then for each column.
-__global__ void __launch_bounds__(kThreads) finish_forward(TilePass p, const float* positive, float* row_lse,
-                                                           float* col_lse) {
+__global__ void __launch_bounds__(kThreads)
+    finish_forward(TilePass p, const float* positive, float* row_lse, float* col_lse) {
   const bool bounded = logits_are_bounded<kThreads>(p);
   const TileOrder order = forward_order(p, bounded);
   const int rows = p.q.count;
@@ -323,8 +323,7 @@ __global__ void __launch_bounds__(kThreads) finish_forward(TilePass p, const flo
   PowerSum sum{0.f, 0.f};
   if (index < rows) {
     sum = row_sum(p, order, i / kBlockRows, i % kBlockRows);
-    if (order.kind == TileOrder::kTriangle)
-      sum = merge(sum, {0.f, column_sum(p, i / kBlockRows, i)});
+    if (order.kind == TileOrder::kTriangle) sum = merge(sum, {0.f, column_sum(p, i / kBlockRows, i)});
   } else if (order.kind == TileOrder::kBoth) {
     sum = row_sum(p, order, order.row_blocks + i / kBlockRows, i % kBlockRows);
   } else {
@@ -362,7 +361,7 @@ __device__ __forceinline__ void finish_scale(const FinishBackward& p) {
 }
 
 // The gradient of each row from its partial sums, a warp for each; then a block for the scale's.
-__global__ void __launch_bounds__(kThreads) finish_backward(FinishBackward p) {
+__global__ void __launch_bounds__(kThreads, 4) finish_backward(FinishBackward p) {
   const TilePass& tiles = p.tiles;
   const int rows = tiles.q.count;
   if (p.grad_scale && blockIdx.x == gridDim.x - 1) return finish_scale(p);
@@ -456,6 +455,7 @@ struct Plan {
   PreparedSide side[2];
   float *norm = nullptr, *positive = nullptr, *pull = nullptr;
   TilePass pass{};
+  int gradient_chunks = 1;  // thread blocks that share the dimensions of a gradient
 
   Plan(const CudaContrast& p, void* memory, bool backward) : problem(p), scratch(memory) {
     const FloatType element = element_of(p.products);
@@ -463,14 +463,17 @@ struct Plan {
     rows = {element, panels * kPanelBytes};
     const int counts[2] = {p.rows, p.symmetric ? 0 : p.cols};
     for (int s = 0; s < 2; ++s) {
-      const int all = padded(counts[s]), blocks = all / kPrepareRows;
+      const int all = padded(counts[s]);
+      // A warp of prepare_views takes both rows of a pair.
+      const int blocks = blocks_of(p.ntxent ? all - counts[s] / 2 : all, kPrepareRows);
       side[s] = {scratch.array<unsigned char>(size_t(all) * rows.stride),
                  scratch.array<float>(all),
                  backward ? scratch.array<RowTerm>(all) : nullptr,
                  scratch.array<float>(blocks),
                  backward ? scratch.array<float>(blocks) : nullptr,
                  counts[s],
-                 all};
+                 all,
+                 blocks};
     }
     if (p.ntxent) {
       norm = scratch.array<float>(p.rows);
@@ -483,11 +486,15 @@ struct Plan {
     pass.period = p.ntxent ? p.rows / 2 : p.symmetric && !p.q_group ? p.rows : 0;
     pass.panels = panels;
     pass.scale = p.scale;
+    with_products(p.products, [&](auto products) {
+      gradient_chunks = blocks_of(panels, decltype(products)::kGradientPanels);
+      pass.gradient_cols = decltype(products)::kBackwardCols;
+    });
     pass.gradient_stride = size_t(rows.stride) / size_of(element);
   }
 
   TileSide tile_side(const PreparedSide& from, const int64_t* group) const {
-    return {from.rows, from.factor, from.term, group, from.largest, from.padded / kPrepareRows, from.count};
+    return {from.rows, from.factor, from.term, group, from.largest, from.blocks, from.count};
   }
 
   // Thread blocks for a list of tiles, `chunks` times.
@@ -510,16 +517,8 @@ struct Plan {
     if (pass.column_room && (columns || pass.symmetric)) pass.col_partial = scratch.array<float>(column_sums);
   }
 
-  // Thread blocks that share the dimensions of a gradient.
-  int gradient_chunks() const {
-    int chunks = 0;
-    with_products(problem.products,
-                  [&](auto products) { chunks = blocks_of(panels, decltype(products)::kGradientPanels); });
-    return chunks;
-  }
-
   int backward_shares(const TileSide& q, const TileSide& k) const {
-    return shares(int64_t(q.blocks()) * k.tiles(kBackwardCols), gradient_chunks());
+    return shares(int64_t(q.blocks()) * k.tiles(pass.gradient_cols), gradient_chunks);
   }
 
   // Both sides' gradients take the same memory in turn.
@@ -534,7 +533,7 @@ struct Plan {
 
   void prepare_sides_launch(const CudaContrastBackward* out, cuda::Stream stream) const {
     const CudaContrast& p = problem;
-    const int blocks = std::max(1, (side[0].padded + side[1].padded) / kPrepareRows);
+    const int blocks = std::max(1, side[0].blocks + side[1].blocks);
     PrepareSides s{{matrix(p.q, p.type, p.dim), matrix(p.k, p.type, p.dim)},
                    {nullptr, nullptr},
                    {nullptr, nullptr},
@@ -552,7 +551,6 @@ struct Plan {
 
   void prepare_views_launch(const CudaContrastBackward* out, cuda::Stream stream) const {
     const CudaContrast& p = problem;
-    const int n = p.rows / 2;
     PrepareViews v{{matrix(p.q, p.type, p.dim), matrix(p.k, p.type, p.dim)},
                    out ? out->row_lse : nullptr,
                    out ? out->grad_row : nullptr,
@@ -562,8 +560,7 @@ struct Plan {
                    positive,
                    pull,
                    p.scale};
-    cuda::launch(prepare_views, dim3(blocks_of(n + side[0].padded - p.rows, kPrepareRows)), dim3(kThreads), 0, stream,
-                 v);
+    cuda::launch(prepare_views, dim3(side[0].blocks), dim3(kThreads), 0, stream, v);
   }
 
   void prepare(const CudaContrastBackward* out, cuda::Stream stream) const {
@@ -627,10 +624,10 @@ void cuda_contrast_backward(const CudaContrast& problem, const CudaContrastBackw
     if (pass.k.count)
       with_products(problem.products, [&](auto products) {
         using P = decltype(products);
-        cuda::launch(contrast_backward_tiles<P>, dim3(pass.shares, plan.gradient_chunks()), dim3(kTileThreads),
-                     TileStream<P, kBackwardCols>::shared_bytes(pass.panels), stream, pass, plan.side[0].largest_weight,
-                     plan.side[0].padded / kPrepareRows, plan.side[1].largest_weight,
-                     plan.side[1].padded / kPrepareRows);
+        cuda::launch(contrast_backward_tiles<P>, dim3(pass.shares, plan.gradient_chunks), dim3(kTileThreads),
+                     TileStream<P, P::kBackwardCols>::shared_bytes(pass.panels), stream, pass,
+                     plan.side[0].largest_weight, plan.side[0].blocks, plan.side[1].largest_weight,
+                     plan.side[1].blocks);
       });
     FinishBackward finish{pass,
                           {matrix(from, problem.type, problem.dim), matrix(problem.k, problem.type, problem.dim)},

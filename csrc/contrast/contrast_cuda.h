@@ -2,7 +2,8 @@
 //
 //   prepare   rows as the tiles want them: in the products' type, zero-padded, 16-byte aligned; a factor, and for the
 //             gradient a weight, for each row
-//   tiles     128 rows x 64 columns at a time (contrast_cuda_tiles.h): thread blocks share out one list of tiles in equal
+//   tiles     128 rows x 64 columns at a time (contrast_cuda_tiles.h): thread blocks share out one list of tiles in
+//   equal
 //             spans, and write what they have of each block of rows as partial sums
 //   finish    sums the partial sums in a fixed order
 //
@@ -19,9 +20,9 @@ namespace fastcl {
 
 // How similarities are multiplied; sums are always float32. The tensor cores need sm_80.
 enum class CudaProducts {
-  kSimt,     // float32, multiply-adds
-  kTf32x3,   // float32 as the sum of two TF32, three products
-  kTf32,     // 10 bits of mantissa
+  kSimt,    // float32, multiply-adds
+  kTf32x3,  // float32 as the sum of two TF32, three products
+  kTf32,    // 10 bits of mantissa
   kBFloat16,
   kFloat16,
 };
@@ -31,7 +32,7 @@ enum class CudaProducts {
 CudaProducts cuda_products(FloatType type, const char* precision, int capability);
 
 constexpr int kCudaMaxDim = 2048;
-constexpr int kCudaMaxRows = 1 << 21;  // the number of tiles fits an int
+constexpr int kCudaMaxRows = 1 << 20;  // the number of tiles fits an int
 
 // Two views of one batch, or two matrices. Rows and arrays are contiguous; arrays are null where they are not there.
 struct CudaContrast {

@@ -1,9 +1,9 @@
 // Products of tiles on a GPU: how each type is multiplied by one warp, behind one interface.
 //
-// Operands lie in shared memory as panels: rows of 128 bytes, whose eight 16-byte chunks are permuted by the row number,
-// so that eight rows' chunks of one number lie in different banks. Accumulators have the layout of mma.m16n8 whatever
-// multiplies: with group = lane / 4 and pair = lane % 4, element e of a 16 x 8 fragment is row group + 8 (e / 2),
-// column 2 pair + e % 2.
+// Operands lie in shared memory as panels: rows of 128 bytes, whose eight 16-byte chunks are permuted by the row
+// number, so that eight rows' chunks of one number lie in different banks. Accumulators have the layout of mma.m16n8
+// whatever multiplies: with group = lane / 4 and pair = lane % 4, element e of a 16 x 8 fragment is row group + 8 (e /
+// 2), column 2 pair + e % 2.
 //
 //   multiply<kRowFragments, kColFragments>   s += A B^T over the depth of a panel; A and B are panels of rows
 //   accumulate<...>                          out += G B over the rows of a panel; G is fragments of s
@@ -64,8 +64,12 @@ struct HalfProducts {
   static constexpr int kElementBytes = 2;
   static constexpr int kPanel = kPanelBytes / kElementBytes;  // elements
   static constexpr bool kNarrowRange = Values::kNarrowRange;  // the gradient's fragments need a scale of their own
+  static constexpr bool kTensorCores = true;
   static constexpr int kStages = 3;
-  static constexpr int kGradientPanels = 2;  // of the gradient that one thread block forms
+  static constexpr int kResidentPanels = 4;  // rows up to this long stay in shared memory, longer ones stream
+  static constexpr int kGradientPanels =
+      2;                                    // of the gradient that one thread block forms: its sums take most registers
+  static constexpr int kBackwardCols = 32;  // of a tile of the gradient's pass
 
   template <int kRowFragments, int kColFragments>
   static __device__ __forceinline__ void multiply(float (&s)[kRowFragments][kColFragments][4], const unsigned char* a,
@@ -99,7 +103,7 @@ struct HalfProducts {
         for (int k = 0; k < kColFragments / 2; ++k)
 #pragma unroll
           for (int r = 0; r < 4; ++r) {
-            const float(&from)[4] = g[m][2 * k + (r >> 1)];
+            const float (&from)[4] = g[m][2 * k + (r >> 1)];
             a[m][k][r] = Values::pack(from[2 * (r & 1)], from[2 * (r & 1) + 1]);
           }
     }
@@ -142,8 +146,11 @@ struct Tf32Products {
   static constexpr int kElementBytes = 4;
   static constexpr int kPanel = kPanelBytes / kElementBytes;
   static constexpr bool kNarrowRange = false;
+  static constexpr bool kTensorCores = true;
   static constexpr int kStages = 3;
+  static constexpr int kResidentPanels = 4;
   static constexpr int kGradientPanels = 4;
+  static constexpr int kBackwardCols = kTerms == 1 ? 32 : 16;
 
   template <int kFragments>
   struct Split {
@@ -177,7 +184,7 @@ struct Tf32Products {
   template <int kRowFragments, int kColFragments>
   static __device__ __forceinline__ void multiply(float (&s)[kRowFragments][kColFragments][4], const unsigned char* a,
                                                   int a_row, const unsigned char* b) {
-#pragma unroll
+#pragma unroll(kTerms == 1 ? 4 : 1)  // more at once takes more registers than there are
     for (int chunk = 0; chunk < 8; chunk += 2) {
       unsigned bits[kRowFragments][4];
 #pragma unroll
@@ -217,12 +224,12 @@ struct Tf32Products {
         float values[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i)
-          values[i] = reinterpret_cast<const float*>(
-              chunk_at(b, 8 * k + 2 * pair + i, 2 * n + (group >> 2)))[group & 3];
+          values[i] =
+              reinterpret_cast<const float*>(chunk_at(b, 8 * k + 2 * pair + i, 2 * n + (group >> 2)))[group & 3];
         const Split<2> cols(values);
 #pragma unroll
         for (int m = 0; m < kRowFragments; ++m) {
-          const float(&from)[4] = g.g[m][k];
+          const float (&from)[4] = g.g[m][k];
           const float rows[4] = {from[0], from[2], from[1], from[3]};
           mma(out[m][n], Split<4>(rows), cols);
         }
@@ -236,8 +243,11 @@ struct SimtProducts {
   static constexpr int kElementBytes = 4;
   static constexpr int kPanel = kPanelBytes / kElementBytes;
   static constexpr bool kNarrowRange = false;
+  static constexpr bool kTensorCores = false;
   static constexpr int kStages = 2;
+  static constexpr int kResidentPanels = 2;  // sm_75 has 64 KiB of shared memory
   static constexpr int kGradientPanels = 2;
+  static constexpr int kBackwardCols = 32;
 
   static __device__ __forceinline__ float dot(float4 a, float4 b, float sum) {
     return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));

@@ -15,12 +15,11 @@
 namespace fastcl {
 
 constexpr int kBlockRows = 128;
-constexpr int kForwardCols = 64;   // of a tile
-constexpr int kBackwardCols = 32;  // likewise: the gradient's sums take most registers
+constexpr int kForwardCols = 64;  // of a tile; the gradient's are narrower, P::kBackwardCols
 constexpr int kTileThreads = 128;
 constexpr int kWarpRows = 32;
 constexpr int kRowFragments = kWarpRows / 16;
-constexpr int kResidentPanels = 4;    // rows up to this long stay in shared memory; longer ones stream as the columns do
+constexpr int kBlocksPerMultiprocessor = 2;  // thread blocks of tiles, as registers and shared memory allow
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 // e^50 times 2^20 terms stays in float32's range, and so does its inverse.
 constexpr float kLargestPlainLogit = 50.f;
@@ -96,11 +95,10 @@ struct TilePass {
   float2* row_partial;  // [shares + blocks, kBlockRows]: reference and sum of powers of two
   float* col_partial;   // [row blocks, col_stride], sums of powers of two
   size_t col_stride;
-  float* gradient;  // [shares + blocks, kBlockRows, gradient_stride]
+  float* gradient;         // [shares + blocks, kBlockRows, gradient_stride]
+  int gradient_cols;       // of a tile of the gradient's pass
   size_t gradient_stride;  // dim, padded to whole panels
   float* scale_partial;    // [shares], sums of G_ij x_ij; null: not wanted
-
-  FASTCL_HD bool resident() const { return panels <= kResidentPanels; }
 };
 
 __device__ __forceinline__ float warp_max(float value) {
@@ -155,24 +153,25 @@ FASTCL_HD inline TileOrder forward_order(const TilePass& p, bool bounded) {
   const bool from_tiles = bounded && p.column_room;
   const TileOrder::Kind kind = p.symmetric ? (from_tiles ? TileOrder::kTriangle : TileOrder::kRectangle)
                                            : (p.columns && !from_tiles ? TileOrder::kBoth : TileOrder::kRectangle);
-  return {kind, p.q.blocks(), p.k.tiles(kForwardCols), p.k.blocks(), p.q.tiles(kForwardCols),
-          kBlockRows / kForwardCols};
+  return {
+      kind, p.q.blocks(), p.k.tiles(kForwardCols), p.k.blocks(), p.q.tiles(kForwardCols), kBlockRows / kForwardCols};
 }
 
 // Of the gradient of q's rows.
 FASTCL_HD inline TileOrder backward_order(const TilePass& p) {
-  return {TileOrder::kRectangle, p.q.blocks(), p.k.tiles(kBackwardCols), 0, 0, 0};
+  return {TileOrder::kRectangle, p.q.blocks(), p.k.tiles(p.gradient_cols), 0, 0, 0};
 }
 
-// The panels of tiles of kCols columns, and the rows' where they are not resident, on their way through a ring of stages.
+// The panels of tiles of kCols columns, and the rows' where they are not resident, on their way through a ring of
+// stages.
 template <class P, int kCols>
 class TileStream {
  public:
   __device__ TileStream(const TilePass& p, unsigned char* shared)
-      : panels_(p.panels), resident_(p.resident()), shared_(shared) {}
+      : panels_(p.panels), resident_(p.panels <= P::kResidentPanels), shared_(shared) {}
 
   static size_t shared_bytes(int panels) {
-    const bool resident = panels <= kResidentPanels;
+    const bool resident = panels <= P::kResidentPanels;
     return size_t(kPanelBytes) *
            (resident ? panels * kBlockRows + P::kStages * kCols : P::kStages * (kCols + kBlockRows));
   }
@@ -209,9 +208,7 @@ class TileStream {
  private:
   __device__ size_t stride() const { return size_t(panels_) * kPanelBytes; }
   __device__ int stage_bytes() const { return (resident_ ? kCols : kCols + kBlockRows) * kPanelBytes; }
-  __device__ unsigned char* ring() const {
-    return shared_ + (resident_ ? panels_ * (kBlockRows * kPanelBytes) : 0);
-  }
+  __device__ unsigned char* ring() const { return shared_ + (resident_ ? panels_ * (kBlockRows * kPanelBytes) : 0); }
   static __device__ int after(int stage) { return stage + 1 == P::kStages ? 0 : stage + 1; }
 
   __device__ void copy(unsigned char* to, const unsigned char* from, int count, int panel) const {
@@ -257,8 +254,7 @@ __device__ __forceinline__ bool warp_is_live(const TileSide& rows, int row0) {
 
 // s = the products of this warp's rows with the stream's next tile.
 template <class P, int kCols>
-__device__ __forceinline__ void multiply_tile(TileStream<P, kCols>& stream, int panels, bool live,
-                                              TileSums<kCols>& s) {
+__device__ __forceinline__ void multiply_tile(TileStream<P, kCols>& stream, int panels, bool live, TileSums<kCols>& s) {
 #pragma unroll
   for (int m = 0; m < kRowFragments; ++m)
 #pragma unroll
@@ -269,8 +265,7 @@ __device__ __forceinline__ void multiply_tile(TileStream<P, kCols>& stream, int 
   for (int panel = 0; panel < panels; ++panel) {
     const unsigned char* stage = stream.next();
     if (!live) continue;
-    P::template multiply<kRowFragments, kCols / 8>(s, stream.rows(stage, panel), threadIdx.x / 32 * kWarpRows,
-                                                       stage);
+    P::template multiply<kRowFragments, kCols / 8>(s, stream.rows(stage, panel), threadIdx.x / 32 * kWarpRows, stage);
   }
 }
 
@@ -316,8 +311,7 @@ FASTCL_HD inline float usable_reference(float reference) { return reference == -
 
 __device__ __forceinline__ PowerSum merge(PowerSum a, PowerSum b) {
   const float reference = fmaxf(a.reference, b.reference), usable = usable_reference(reference);
-  return {reference,
-          a.sum * cuda::exp2_approx(a.reference - usable) + b.sum * cuda::exp2_approx(b.reference - usable)};
+  return {reference, a.sum * cuda::exp2_approx(a.reference - usable) + b.sum * cuda::exp2_approx(b.reference - usable)};
 }
 
 // Sums of 16 columns over the 8 row groups of a warp: afterwards lane l has columns 2 l and 2 l + 1 of the tile.
@@ -337,9 +331,9 @@ __device__ __forceinline__ float2 sum_columns(float (&sums)[kForwardCols / 4]) {
 }
 
 template <class P, bool kBounded>
-__device__ __forceinline__ void forward_segment(const TilePass& p, TileStream<P, kForwardCols>& stream, const TileSide& rows,
-                                                const TileSide& cols, int block, int begin, int end, bool columns,
-                                                int slot) {
+__device__ __forceinline__ void forward_segment(const TilePass& p, TileStream<P, kForwardCols>& stream,
+                                                const TileSide& rows, const TileSide& cols, int block, int begin,
+                                                int end, bool columns, int slot) {
   FASTCL_SHARED(float2, col_sums, [kTileThreads / 32][32]);
   const int row0 = block * kBlockRows;
   float factor[kRowFragments][2];
@@ -376,7 +370,8 @@ __device__ __forceinline__ void forward_segment(const TilePass& p, TileStream<P,
         if constexpr (!kBounded) {
           float largest = row.reference;
 #pragma unroll
-          for (int n = 0; n < kForwardCols / 8; ++n) largest = fmaxf(largest, fmaxf(x[m][n][2 * h], x[m][n][2 * h + 1]));
+          for (int n = 0; n < kForwardCols / 8; ++n)
+            largest = fmaxf(largest, fmaxf(x[m][n][2 * h], x[m][n][2 * h + 1]));
           reference = usable_reference(largest);
           row.sum *= cuda::exp2_approx(row.reference - reference);
           row.reference = largest;
@@ -402,8 +397,7 @@ __device__ __forceinline__ void forward_segment(const TilePass& p, TileStream<P,
 #pragma unroll
           for (int m = 0; m < kRowFragments; ++m)
 #pragma unroll
-            for (int h = 0; h < 2; ++h)
-              sums[2 * n + e] += row0 + row_of(m, h) < rows.count ? x[m][n][2 * h + e] : 0.f;
+            for (int h = 0; h < 2; ++h) sums[2 * n + e] += row0 + row_of(m, h) < rows.count ? x[m][n][2 * h + e] : 0.f;
         }
       col_sums[threadIdx.x / 32][lane_id()] = sum_columns(sums);
       __syncthreads();
@@ -431,6 +425,12 @@ __device__ __forceinline__ void forward_segment(const TilePass& p, TileStream<P,
     }
 }
 
+// Whether the architecture that is compiled for can run P; the host never launches what it cannot.
+template <class P>
+__device__ constexpr bool runs_here() {
+  return !(P::kTensorCores && cuda::kBeforeSm80);
+}
+
 // Calls segment(block, begin, end, slot) for each run of tiles of one row block in this thread block's share.
 template <class Segment>
 __device__ __forceinline__ void for_each_segment(const TileOrder& order, int shares, Segment segment) {
@@ -447,7 +447,8 @@ __device__ __forceinline__ void for_each_segment(const TileOrder& order, int sha
 }
 
 template <class P>
-__global__ void __launch_bounds__(kTileThreads) contrast_forward_tiles(TilePass p) {
+__global__ void __launch_bounds__(kTileThreads, kBlocksPerMultiprocessor) contrast_forward_tiles(TilePass p) {
+  if constexpr (!runs_here<P>()) return;
   FASTCL_DYNAMIC_SHARED(shared);
   const bool bounded = logits_are_bounded<kTileThreads>(p);
   const TileOrder order = forward_order(p, bounded);
@@ -466,9 +467,9 @@ __global__ void __launch_bounds__(kTileThreads) contrast_forward_tiles(TilePass 
 
 // Turns similarities into their gradients: G_ij = w_i 2^(x_ij - l_i) + w_j 2^(x_ij - l_j), times the factor of column j
 // (the product that follows takes stored rows) and `magnitude`. Returns this thread's sum of G_ij x_ij.
-template <bool kBounded>
+template <bool kBounded, int kCols>
 __device__ __forceinline__ float gradient_of_tile(const TilePass& p, const TileSide& rows, const TileSide& cols,
-                                                 int row0, int col0, float magnitude, TileSums<kBackwardCols>& x) {
+                                                  int row0, int col0, float magnitude, TileSums<kCols>& x) {
   const float scale = *p.scale * kLog2E;
   RowTerm row[kRowFragments][2];
 #pragma unroll
@@ -478,10 +479,10 @@ __device__ __forceinline__ float gradient_of_tile(const TilePass& p, const TileS
       row[m][h] = rows.term[row0 + row_of(m, h)];
       row[m][h].factor *= scale;
     }
-  const bool masked = tile_is_masked<kBackwardCols>(p, cols, row0, col0);
+  const bool masked = tile_is_masked<kCols>(p, cols, row0, col0);
   float sum = 0.f;
 #pragma unroll
-  for (int n = 0; n < kBackwardCols / 8; ++n)
+  for (int n = 0; n < kCols / 8; ++n)
 #pragma unroll
     for (int odd = 0; odd < 2; ++odd) {
       const int j = col0 + col_of(n) + odd;
@@ -515,20 +516,21 @@ __device__ __forceinline__ float float16_magnitude(float largest_weight) {
 
 // The gradient of q's rows, from every column: P::kGradientPanels panels of it, by blockIdx.y.
 template <class P>
-__global__ void __launch_bounds__(kTileThreads) contrast_backward_tiles(TilePass p, const float* q_weights,
-                                                                        int q_weight_count, const float* k_weights,
-                                                                        int k_weight_count) {
+__global__ void __launch_bounds__(kTileThreads, kBlocksPerMultiprocessor)
+    contrast_backward_tiles(TilePass p, const float* q_weights, int q_weight_count, const float* k_weights,
+                            int k_weight_count) {
+  if constexpr (!runs_here<P>()) return;
   FASTCL_DYNAMIC_SHARED(shared);
-  constexpr int kPanels = P::kGradientPanels;
+  constexpr int kPanels = P::kGradientPanels, kCols = P::kBackwardCols;
   const bool bounded = logits_are_bounded<kTileThreads>(p);
   float magnitude = 1.f;
   if constexpr (P::kNarrowRange)
-    magnitude = float16_magnitude(fmaxf(block_max<kTileThreads>(q_weights, q_weight_count),
-                                        block_max<kTileThreads>(k_weights, k_weight_count)));
+    magnitude = float16_magnitude(
+        fmaxf(block_max<kTileThreads>(q_weights, q_weight_count), block_max<kTileThreads>(k_weights, k_weight_count)));
   const TileOrder order = backward_order(p);
   const int first_panel = blockIdx.y * kPanels;
   const int live_panels = p.panels - first_panel < kPanels ? p.panels - first_panel : kPanels;
-  TileStream<P, kBackwardCols> stream(p, shared);
+  TileStream<P, kCols> stream(p, shared);
   float along = 0.f;
   for_each_segment(order, p.shares, [&](int block, int begin, int end, int slot) {
     float sums[kPanels][kRowFragments][P::kPanel / 8][4];
@@ -545,17 +547,17 @@ __global__ void __launch_bounds__(kTileThreads) contrast_backward_tiles(TilePass
     stream.start(p.q, p.k, row0, begin, end, first_panel, live_panels);
 #pragma unroll 1
     for (int tile = begin; tile < end; ++tile) {
-      TileSums<kBackwardCols> x;
-      multiply_tile<P, kBackwardCols>(stream, p.panels, live, x);
-      const int col0 = tile * kBackwardCols;
-      along += bounded ? gradient_of_tile<true>(p, p.q, p.k, row0, col0, magnitude, x)
-                       : gradient_of_tile<false>(p, p.q, p.k, row0, col0, magnitude, x);
-      const typename P::template Gradient<kRowFragments, kBackwardCols / 8> g(x);
+      TileSums<kCols> x;
+      multiply_tile<P, kCols>(stream, p.panels, live, x);
+      const int col0 = tile * kCols;
+      along += bounded ? gradient_of_tile<true, kCols>(p, p.q, p.k, row0, col0, magnitude, x)
+                       : gradient_of_tile<false, kCols>(p, p.q, p.k, row0, col0, magnitude, x);
+      const typename P::template Gradient<kRowFragments, kCols / 8> g(x);
 #pragma unroll
       for (int panel = 0; panel < kPanels; ++panel)
         if (panel < live_panels) {
           const unsigned char* stage = stream.next();
-          if (live) P::template accumulate<kRowFragments, kBackwardCols / 8>(sums[panel], g, stage);
+          if (live) P::template accumulate<kRowFragments, kCols / 8>(sums[panel], g, stage);
         }
     }
     const float restore = 1.f / magnitude;
@@ -566,7 +568,8 @@ __global__ void __launch_bounds__(kTileThreads) contrast_backward_tiles(TilePass
         for (int m = 0; m < kRowFragments; ++m)
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
-            float* out = p.gradient + (size_t(slot) * kBlockRows + row_of(m, h)) * p.gradient_stride + (first_panel + panel) * P::kPanel;
+            float* out = p.gradient + (size_t(slot) * kBlockRows + row_of(m, h)) * p.gradient_stride +
+                         (first_panel + panel) * P::kPanel;
 #pragma unroll
             for (int n = 0; n < P::kPanel / 8; ++n)
               *reinterpret_cast<float2*>(out + col_of(n)) =

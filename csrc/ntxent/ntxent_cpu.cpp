@@ -7,6 +7,7 @@
 #include "common/parallel.h"
 #include "contrast/contrast.h"
 #include "ntxent/ntxent.h"
+#include "ntxent/ntxent_math.h"
 
 namespace fastcl {
 namespace {
@@ -66,7 +67,7 @@ void ntxent_forward(const NtxentForward& p) {
       const double positive = double(p.scale) * rows.positive_cosine(i);
       for (int64_t row : {i, i + p.n}) {
         const double margin = negatives[row] - positive;
-        p.losses[row] = static_cast<float>(std::max(margin, 0.0) + std::log1p(std::exp(-std::fabs(margin))));
+        p.losses[row] = static_cast<float>(ntxent_loss(margin));
       }
     }
   });
@@ -82,7 +83,7 @@ void ntxent_backward(const NtxentBackward& p) {
     double sum = 0;  // of grad (p_positive - 1) over the pair's two rows
     for (int64_t row : {i, i + p.n}) {
       lse[row] = static_cast<float>(positive + p.losses[row]);
-      sum += p.grad_losses[row] * std::expm1(-double(p.losses[row]));
+      sum += p.grad_losses[row] * ntxent_positive_gradient(double(p.losses[row]));
       finite = finite && std::isfinite(p.grad_losses[row]);
     }
     pull[i] = pull[i + p.n] = static_cast<float>(p.scale * sum);

@@ -71,12 +71,12 @@ std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward_cuda(const Tensor& gr
   Tensor grad_q = gradient(need_q, inputs.rows), grad_k = gradient(need_k, inputs.cols);
   Tensor grad_scale = new_tensor(q, {}, ScalarType::Float);
   Tensor scratch = cuda_scratch(q, cuda_contrast_backward_bytes(problem));
-  cuda_contrast_backward(problem,
-                         {floats(rows), floats(grad_rows), columns ? floats(cols) : nullptr,
-                          columns ? floats(grad_cols) : nullptr, need_q ? grad_q.mutable_data_ptr() : nullptr,
-                          need_k ? grad_k.mutable_data_ptr() : nullptr,
-                          static_cast<float*>(grad_scale.mutable_data_ptr())},
-                         scratch.mutable_data_ptr(), current_stream(q));
+  cuda_contrast_backward(
+      problem,
+      {floats(rows), floats(grad_rows), columns ? floats(cols) : nullptr, columns ? floats(grad_cols) : nullptr,
+       need_q ? grad_q.mutable_data_ptr() : nullptr, need_k ? grad_k.mutable_data_ptr() : nullptr,
+       static_cast<float*>(grad_scale.mutable_data_ptr())},
+      scratch.mutable_data_ptr(), current_stream(q));
   return {grad_q, grad_k, grad_scale};
 }
 

@@ -26,8 +26,8 @@ def ntxent(z0: Tensor, z1: Tensor, scale: float | Tensor, *, precision: str | No
         z0: embeddings of the first view, [N, D], float32, bfloat16, float16 or float64.
         z1: embeddings of the second view, row i being the positive of ``z0``'s row i; shape and dtype of ``z0``.
         scale: 1 / temperature; a number, or a 0-d tensor that may require a gradient.
-        precision: of the products of float32 inputs: ``"highest"`` or ``"high"`` (float32), ``"medium"`` (bfloat16
-            where the processor multiplies those faster); ``None`` follows
+        precision: of the products of float32 inputs: ``"highest"`` (float32), ``"high"`` (float32; on CUDA TF32),
+            ``"medium"`` (bfloat16 where the processor multiplies those faster); ``None`` follows
             :func:`torch.get_float32_matmul_precision`.
 
     Returns:

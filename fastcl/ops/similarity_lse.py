@@ -64,8 +64,8 @@ def similarity_lse(
             where ``k`` is ``None``, only each row's pair with itself.
         k_group: int64 [P]; given exactly where ``q_group`` and ``k`` are.
         columns: also give the log-sum-exp over the rows for each column, from the same pass; only with ``k``.
-        precision: of the products of float32 inputs: ``"highest"`` or ``"high"`` (float32), ``"medium"`` (bfloat16
-            where the processor multiplies those faster); ``None`` follows
+        precision: of the products of float32 inputs: ``"highest"`` (float32), ``"high"`` (float32; on CUDA TF32),
+            ``"medium"`` (bfloat16 where the processor multiplies those faster); ``None`` follows
             :func:`torch.get_float32_matmul_precision`.
 
     Returns:

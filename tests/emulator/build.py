@@ -9,14 +9,16 @@ Needs a C++ compiler on x86-64 Linux, ninja, and CUDA's headers: from ``CUDA_HOM
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
+import importlib.metadata
 import importlib.util
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 EMULATOR = Path(__file__).resolve().parent
@@ -34,6 +36,10 @@ FLAGS += ["-Wno-unknown-pragmas", "-Wno-unused-variable", "-DFASTCL_EMULATED"]
 FLAGS += [f"-D__CUDA_NO_{name}__" for name in ("HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS")]
 FLAGS += ["-D__CUDA_NO_BFLOAT16_CONVERSIONS__"]
 TORCH_TARGET = "0x020d000000000000"
+# As setup.py and torch have them.
+NVCC_FLAGS = ["-std=c++20", "-O3", "-fmad=false", "--expt-relaxed-constexpr", f"-I{ROOT / 'csrc'}"]
+NVCC_FLAGS += [f"-D__CUDA_NO_{name}__" for name in ("HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS")]
+NVCC_FLAGS += ["-D__CUDA_NO_BFLOAT16_CONVERSIONS__"]
 
 
 class Unavailable(RuntimeError):
@@ -57,11 +63,27 @@ def _ninja() -> str:
     return ninja
 
 
+def toolkits() -> list[Path]:
+    """Where a CUDA toolkit, or part of one, may be: CUDA_HOME, the usual place, the pip packages."""
+    found = importlib.util.find_spec("nvidia")
+    packages = [Path(path) / "cu13" for path in (found.submodule_search_locations or [] if found else [])]
+    return [Path(home) for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home] + packages
+
+
+def nvcc() -> Path:
+    """The compiler in a toolkit's own folder."""
+    for toolkit in toolkits():
+        if (toolkit / "bin" / "nvcc").exists():
+            return toolkit / "bin" / "nvcc"
+    raise Unavailable(
+        "no nvcc: set CUDA_HOME, or pip install nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt nvidia-cuda-runtime"
+        " nvidia-cuda-cccl (13.0)"
+    )
+
+
 def cuda_includes() -> list[Path]:
     """The folders that together hold CUDA's headers; no toolkit is needed for them."""
-    found = importlib.util.find_spec("nvidia")
-    candidates = [Path(home) / "include" for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home]
-    candidates += [Path(path) / "cu13" / "include" for path in (found.submodule_search_locations if found else [])]
+    candidates = [toolkit / "include" for toolkit in toolkits()]
     candidates += [folder / "cccl" for folder in candidates]
     wanted = ["cuda_runtime.h", "crt/host_config.h", "cuda_bf16.h", "nv/target"]
     folders = []
@@ -77,44 +99,70 @@ def cuda_includes() -> list[Path]:
     return folders
 
 
+def cutlass_include() -> Path:
+    """CuTe's headers: of the pip package nvidia-cutlass, beside others or in .venvs/cutlass."""
+    found = importlib.util.find_spec("cutlass_library")
+    folders = [Path(path) for path in (found.submodule_search_locations or [] if found else [])]
+    folders.append(ROOT / ".venvs" / "cutlass" / "cutlass_library")
+    for folder in folders:
+        if (folder / "source" / "include" / "cute").exists():
+            return folder / "source" / "include"
+    raise Unavailable("no CuTe: pip install --no-deps --target .venvs/cutlass nvidia-cutlass==4.2.0.0")
+
+
 def op_sources() -> list[Path]:
     """The ops' CUDA files, host side and kernels."""
     return sorted([*(ROOT / "csrc").rglob("*_cuda_ops.cpp"), *(ROOT / "csrc").rglob("*_cuda.cu")])
 
 
-def _rules(sanitizer: str) -> str:
-    """What ninja is to do."""
-    import torch
+class Ninja:
+    """A build.ninja of shared libraries."""
 
-    torch_folder = Path(torch.__file__).parent
-    includes = [f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}", *(f"-isystem {path}" for path in cuda_includes())]
-    flags = " ".join([*FLAGS, *SANITIZERS[sanitizer], *includes])
-    torch_flags = f"-DTORCH_TARGET_VERSION={TORCH_TARGET} -isystem {torch_folder / 'include'}"
-    ccache = shutil.which("ccache")
-    compiler = f"ccache {_compiler()}" if ccache and "ccache" not in _compiler() else _compiler()
-    lines = [
-        "rule compile",
-        f"  command = {compiler} {flags} $extra -x c++ -MD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "rule link",
-        f"  command = {_compiler()} -shared {' '.join(SANITIZERS[sanitizer])} $in -o $out $libraries",
-    ]
+    def __init__(self, sanitizer: str = "") -> None:
+        includes = [f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}", *(f"-isystem {path}" for path in cuda_includes())]
+        flags = " ".join([*FLAGS, *SANITIZERS[sanitizer], *includes])
+        cached = "ccache " if shutil.which("ccache") and "ccache" not in _compiler() else ""
+        self.lines = [
+            "rule compile",
+            f"  command = {cached}{_compiler()} {flags} $extra -x c++ -MD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule link",
+            f"  command = {_compiler()} -shared {' '.join(SANITIZERS[sanitizer])} $in -o $out $libraries",
+        ]
 
-    def library(name: str, sources: Iterable[Path], extra: str = "", libraries: str = "", after: str = "") -> None:
+    def library(
+        self, name: str, sources: Iterable[Path], extra: str = "", libraries: str = "", runtime: Path | None = None
+    ) -> None:
+        """Of objects compiled with the flags `extra`; `runtime` is the emulator that it loads."""
         objects = []
         for source in sources:
             objects.append(f"{name}.{source.name}.o")
-            lines.extend([f"build {objects[-1]}: compile {source}", f"  extra = {extra}"])
-        lines.extend([f"build {name}.so: link {' '.join(objects)} {after}", f"  libraries = {libraries}"])
+            self.lines.extend([f"build {objects[-1]}: compile {source}", f"  extra = {extra}"])
+        self.lines.extend([f"build {name}.so: link {' '.join(objects)}", f"  libraries = {libraries}"])
+        if runtime:
+            self.lines[-2] += f" | {runtime}"
+            self.lines[-1] += f" {runtime} -Wl,-rpath,{runtime.parent}"
 
-    library("runtime", sorted(EMULATOR.glob("*.cpp")))
-    origin = "-Wl,-rpath,'$$ORIGIN'"
-    library("samples", [EMULATOR / "samples" / "samples.cu"], after="runtime.so", libraries=origin)
-    if op_sources():
-        libraries = f"{origin} -L{torch_folder / 'lib'} -ltorch_cpu"
-        library("ops", op_sources(), extra=torch_flags, after="runtime.so", libraries=libraries)
-    return "\n".join(lines) + "\n"
+    def run(self, library: Path) -> None:
+        """Raises RuntimeError with the compiler's message."""
+        rules, file = "\n".join(self.lines) + "\n", library.parent / "build.ninja"
+        if not file.exists() or file.read_text() != rules:
+            file.write_text(rules)
+        command = [_ninja(), "-C", library.parent, library]
+        environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # a sanitizer's
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if done.returncode:
+            raise RuntimeError(f"{library.name} does not compile:\n{done.stdout[-8000:]}{done.stderr[-2000:]}")
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Test processes run side by side; the first one builds."""
+    BUILD.mkdir(exist_ok=True)
+    with (BUILD / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def build(target: str, sanitizer: str = "") -> Path:
@@ -128,21 +176,32 @@ def build(target: str, sanitizer: str = "") -> Path:
         Unavailable: where something that the build needs is missing.
         RuntimeError: where it fails; the message is the compiler's.
     """
-    import torch
-
     if target == "ops" and not op_sources():
         raise Unavailable("no op has CUDA sources")
-    folder = BUILD / f"torch-{torch.__version__}{sanitizer and '-' + sanitizer}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        rules, file = _rules(sanitizer), folder / "build.ninja"
-        if not file.exists() or file.read_text() != rules:
-            file.write_text(rules)
-        done = subprocess.run([_ninja(), "-C", folder, f"{target}.so"], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"the emulated {target} do not compile:\n{done.stdout[-8000:]}{done.stderr[-2000:]}")
+    folder, torch = build_folder(sanitizer), _torch_folder()
+    ninja, runtime = Ninja(sanitizer), folder / "runtime.so"
+    ninja.library(str(folder / "runtime"), sorted(EMULATOR.glob("*.cpp")))
+    ninja.library(str(folder / "samples"), [EMULATOR / "samples" / "samples.cu"], runtime=runtime)
+    torch_flags = f"-DTORCH_TARGET_VERSION={TORCH_TARGET} -isystem {torch / 'include'}"
+    torch_library = f"-L{torch / 'lib'} -ltorch_cpu"
+    ninja.library(str(folder / "ops"), op_sources(), extra=torch_flags, libraries=torch_library, runtime=runtime)
+    with one_at_a_time():
+        folder.mkdir(exist_ok=True)
+        ninja.run(folder / f"{target}.so")
     return folder / f"{target}.so"
+
+
+def build_folder(sanitizer: str = "") -> Path:
+    """Of the libraries for this torch."""
+    return BUILD / f"torch-{importlib.metadata.version('torch')}{sanitizer and '-' + sanitizer}"
+
+
+def _torch_folder() -> Path:
+    """Without importing it: processes under a sanitizer do without torch."""
+    found = importlib.util.find_spec("torch")
+    assert found
+    assert found.origin
+    return Path(found.origin).parent
 
 
 def main() -> None:

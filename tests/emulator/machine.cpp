@@ -79,6 +79,7 @@ struct Warp {
   int pending_count = 0;
   Pending pending[kWarpLanes];
   Exchange exchange;
+  char tsan[2];  // of __syncwarp, for the blocks of each fiber set
 };
 
 struct Barrier {
@@ -86,7 +87,7 @@ struct Barrier {
   Location location{};
   Votes votes{}, result{};
   unsigned phase = 0;
-  char tsan[2];  // an object for this phase, one for the next
+  char tsan[2][2];  // for the blocks of each fiber set; for this phase and the next
 };
 
 struct SharedVariable {
@@ -109,6 +110,7 @@ struct Machine {
   std::vector<SharedVariable> shared;
   std::vector<void*> retired;  // shared memory of earlier blocks: TSan must not see an address twice in one launch
   Random random{0};
+  int fiber_set = 0;             // of the running block
   char block_starts, grid_ends;  // TSan
 };
 
@@ -359,6 +361,7 @@ FASTCL_EMULATOR_UNSEEN void run_by_priorities() {
 
 FASTCL_EMULATOR_UNSEEN void run_block(const Launch& launch, std::size_t number, int fiber_set) {
   Machine& m = machine();
+  m.fiber_set = fiber_set;
   const dim3 grid = launch.grid, size = launch.block;
   m.block = {static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
              static_cast<unsigned>(number / (static_cast<std::size_t>(grid.x) * grid.y))};
@@ -484,7 +487,8 @@ FASTCL_EMULATOR_UNSEEN Votes barrier(int id, bool vote, Location location) {
   Thread& thread = *m.running;
   Barrier& barrier = m.barriers[id];
   const unsigned phase = barrier.phase;
-  tsan_release(&barrier.tsan[phase & 1]);
+  void* const order = &barrier.tsan[m.fiber_set][phase & 1];
+  tsan_release(order);
   if (barrier.arrived == 0) {
     barrier.location = location;
     barrier.votes = {false, true, 0};
@@ -500,7 +504,7 @@ FASTCL_EMULATOR_UNSEEN Votes barrier(int id, bool vote, Location location) {
   } else {
     wait_as(thread, "a barrier", id, location);
   }
-  tsan_acquire(&barrier.tsan[phase & 1]);
+  tsan_acquire(order);
   return barrier.result;
 }
 
@@ -534,10 +538,10 @@ FASTCL_EMULATOR_UNSEEN void collective(const char* name, uint64_t variant, unsig
 }
 
 FASTCL_EMULATOR_UNSEEN void sync_warp(unsigned mask, Location location) {
-  Warp* const object = machine().running->warp;
-  tsan_release(object);
+  void* const order = &machine().running->warp->tsan[machine().fiber_set];
+  tsan_release(order);
   collective("__syncwarp", 0, mask, nullptr, nullptr, 0, nullptr, 0, location);
-  tsan_acquire(object);
+  tsan_acquire(order);
 }
 
 FASTCL_EMULATOR_UNSEEN void* shared_variable(const void* key, std::size_t bytes, const char* name) {
@@ -556,6 +560,8 @@ FASTCL_EMULATOR_UNSEEN unsigned char* dynamic_shared() {
     if (!variable.key) return variable.data;
   fail("a kernel uses dynamic shared memory, its launch asked for none");
 }
+
+FASTCL_EMULATOR_UNSEEN std::size_t dynamic_shared_bytes() { return machine().launch->shared_bytes; }
 
 FASTCL_EMULATOR_UNSEEN void async_copy(void* shared, const void* source, int bytes, int source_bytes,
                                        Location location) {

@@ -99,6 +99,7 @@ FASTCL_EMULATOR_API void sync_warp(unsigned mask, Location location);
 // A variable of the running block, told from others by `key`; and the array whose size the launch gave.
 FASTCL_EMULATOR_API void* shared_variable(const void* key, std::size_t bytes, const char* name);
 FASTCL_EMULATOR_API unsigned char* dynamic_shared();
+FASTCL_EMULATOR_API std::size_t dynamic_shared_bytes();
 
 // `bytes` are written, of which the first `source_bytes` are read and the rest zero.
 FASTCL_EMULATOR_API void async_copy(void* shared, const void* source, int bytes, int source_bytes, Location location);

@@ -71,6 +71,13 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t sh
 
 namespace fastcl::cuda {
 
+// Whether this pass of the compiler is for a device before sm_80.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+inline constexpr bool kBeforeSm80 = true;
+#else
+inline constexpr bool kBeforeSm80 = false;
+#endif
+
 // 75, 80, 86, ...: of the current device.
 inline int compute_capability() {
   return 10 * device_attribute(cudaDevAttrComputeCapabilityMajor) + device_attribute(cudaDevAttrComputeCapabilityMinor);

@@ -79,14 +79,16 @@ struct SwappedBf16Product : Bf16Product {
 #endif
   }
 };
-__device__ __forceinline__ void copy_16_always(void* shared, const void* source) {
+__device__ __forceinline__ void copy_16_always(void* shared, const void* source, int) {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, 16;" ::"r"(shared_address(shared)), "l"(source) : "memory");
 #endif
 }
 #else
 struct SwappedBf16Product : Bf16Product {};
-__device__ inline void copy_16_always(void* shared, const void* source) { cp_async_16(shared, source); }
+__device__ inline void copy_16_always(void* shared, const void* source, int bytes) {
+  cp_async_16(shared, source, bytes);
+}
 #endif
 
 constexpr int kTile = 64, kStages = 3, kRowBytes = 64, kGemmThreads = 128;
@@ -114,7 +116,7 @@ __global__ void __launch_bounds__(kGemmThreads)
       const char* from =
           static_cast<const char*>(matrix) + (inside ? static_cast<size_t>(first + row) * row_bytes + byte : 0);
       if (bug == kWrongCopySize)
-        copy_16_always(to + swizzled(row, chunk), from);
+        copy_16_always(to + swizzled(row, chunk), from, inside ? 16 : 0);
       else
         cp_async_16(to + swizzled(row, chunk), from, inside ? 16 : 0);
     }
