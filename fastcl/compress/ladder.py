@@ -275,7 +275,7 @@ def _origin(origin: str, candidate: _Candidate) -> dict[str, Any]:
     return {"rung": candidate.name, "from": hashlib.sha256(origin.encode()).hexdigest()[:16]}
 
 
-def _kept(path: Path, origin: str) -> Encoder | None:
+def _kept(path: Path, origin: dict[str, Any]) -> Encoder | None:
     """The encoder at `path` where it was made from the same."""
     try:
         return load_encoder(path)[0] if path.exists() and encoder_origin(path) == origin else None
