@@ -58,6 +58,14 @@ def test_torch_export_round_trip(strict: bool, called_before: bool, tmp_path: Pa
     assert torch.equal(net(batch), wanted)
 
 
+def test_torch_export_of_a_called_model_stores_no_packed_weight():
+    net, batch = int8_net(), images()
+    wanted = net(batch)
+    program = torch.export.export(net, (batch,))
+    assert not [name for name in program.constants if "packed" in name]
+    assert torch.equal(program.module()(batch), wanted)
+
+
 def test_the_exported_program_runs_in_another_process(tmp_path: Path):
     net, batch = int8_net(), images()
     export_torch(net, batch, tmp_path / "net.pt2")

@@ -29,6 +29,8 @@ _PACKAGES = {
     "onnx": "fastcl[export]",
     "onnxruntime": "fastcl[export]",
     "onnxscript": "fastcl[export]",
+    "regex": "fastcl[run]",
+    "cryptography": "fastcl[secure]",
 }
 _CPU_FEATURES = (
     "avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8",

@@ -25,7 +25,7 @@ from fastcl.encoder import Encoder
 from fastcl.errors import CheckpointError, RunError
 from fastcl.evaluate import Evaluation, evaluate, latency_ms, neighbor_agreement
 from fastcl.progress import Reporter
-from fastcl.recipe import build_transform
+from fastcl.recipe import Recipe, build_transform
 
 __all__ = ["LADDER_BATCHES", "Ladder", "LadderConfig", "Rung", "climb"]
 
@@ -184,6 +184,7 @@ def climb(
     candidates.sort(key=lambda candidate: -candidate.bytes)
     _check_reachable(candidates, config)
 
+    assert isinstance(run.recipe, Recipe)  # who calls this has refused texts
     transform = build_transform(
         run.recipe, teacher.config.image_size, teacher.config.mean, teacher.config.std, run.seed
     )
@@ -274,7 +275,7 @@ def _origin(origin: str, candidate: _Candidate) -> dict[str, Any]:
     return {"rung": candidate.name, "from": hashlib.sha256(origin.encode()).hexdigest()[:16]}
 
 
-def _kept(path: Path, origin: str) -> Encoder | None:
+def _kept(path: Path, origin: dict[str, Any]) -> Encoder | None:
     """The encoder at `path` where it was made from the same."""
     try:
         return load_encoder(path)[0] if path.exists() and encoder_origin(path) == origin else None

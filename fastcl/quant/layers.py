@@ -286,7 +286,7 @@ class Int8Linear(_Int8Layer):
             weight,
             tensors["weight_scale"],
             bias,
-            self._pack() if packed is None else packed,
+            self._pack() if packed is None or torch.compiler.is_exporting() else packed,
             tensors["x_range"],
             tensors["x_multiplier"],
             tensors["outlier_columns"],
