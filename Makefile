@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 EMULATOR := $(shell find tests/emulator -path '*/_build' -prune -o \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \) -print)
 
-.PHONY: help demo test fuzz test-cuda test-ptx test-sanitized bench bench-cuda cuda-report lint format docs info clean
+.PHONY: help demo test fuzz test-cuda test-ptx test-sanitized bench bench-augment bench-cuda cuda-report lint format docs info clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -27,7 +27,7 @@ $(VENV)/.fastcl: $(VENV)/.torch pyproject.toml setup.py $(CSRC)
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.fastcl
-	$(PIP) --no-build-isolation --editable '.[run,test]'
+	$(PIP) --no-build-isolation --editable '.[run,compress,export,test]'
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml
@@ -49,6 +49,10 @@ fuzz: $(VENV)/.test  ## the augmentation kernels on a million random tables unde
 
 bench: $(VENV)/.test  ## the benchmarks, beside the peers that are installed (pip install '.[peers]')
 	$(BIN)/python -m pytest -q bench --benchmark-sort=fullname
+
+bench-augment: $(VENV)/.test  ## augmentation beside its peers, as ratios; then an epoch of SimCLR beside lightly's
+	$(BIN)/python bench/bench_augment.py --plot docs/augment.svg
+	$(BIN)/python bench/simclr_epoch.py
 
 CUDA_BENCHES := bench/bench_ntxent.py bench/bench_similarity_lse.py bench/bench_losses.py
 

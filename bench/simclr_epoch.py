@@ -115,7 +115,7 @@ def main() -> None:
     labelled = TensorDataset(images, torch.zeros(len(images)))
     ours = Loader(labelled, fastcl.transforms.SimCLRTransform(SIDE), given.batch_size, shuffle=True, drop_last=True)
     sides = {"lightly": Side(theirs, NTXentLoss()), "fastcl": Side(ours, fastcl.losses.NTXentLoss(0.5))}
-    for _ in range(given.rounds):
+    for _ in range(given.rounds + 1):
         for side in sides.values():
             side.epoch()
     steps = len(theirs)
@@ -123,9 +123,9 @@ def main() -> None:
           f"{torch.get_num_threads()} threads, {given.workers} workers for lightly")  # fmt: skip
     rate = {}
     for name, side in sides.items():
-        middle = statistics.median(side.seconds)
+        middle = statistics.median(side.seconds[1:])  # the first warms up
         rate[name] = steps * given.batch_size / middle
-        share = statistics.median(w / s for w, s in zip(side.waited, side.seconds, strict=True))
+        share = statistics.median(w / s for w, s in list(zip(side.waited, side.seconds, strict=True))[1:])
         print(f"{name:8s}{rate[name]:8,.0f} images/s, {share:4.0%} of the time waiting for images, "
               f"loss {side.losses[0]:.2f} -> {side.losses[-1]:.2f}")  # fmt: skip
     print(f"fastcl is {rate['fastcl'] / rate['lightly']:.2f} times as fast")

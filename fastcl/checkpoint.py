@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from fastcl.compress.int8 import to_int8
-from fastcl.encoder import Encoder, EncoderConfig
+from fastcl.encoder import Encoder, EncoderConfig, TextEncoder, TextEncoderConfig
 from fastcl.errors import CheckpointError
 from fastcl.files import pack_tensors, read_tensors, write_atomically
 
@@ -101,14 +101,19 @@ def load_encoder(path: Path) -> tuple[Encoder, str]:
         fields: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in header["config"].items()
         }
-        config = EncoderConfig(**fields)
-        encoder, kind = Encoder(config), header["kind"]
+        encoder, kind = _build(fields), header["kind"]
         if kind == "int8":
             encoder = to_int8(encoder)
         encoder.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: the encoder does not fit its own description: {error}") from error
     return encoder.eval(), kind
+
+
+def _build(fields: dict[str, Any]) -> Encoder:
+    if "length" in fields:
+        return TextEncoder(TextEncoderConfig(**fields))
+    return Encoder(EncoderConfig(**fields))
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

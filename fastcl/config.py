@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fastcl.errors import ConfigError
-from fastcl.recipe import Recipe, preset
+from fastcl.recipe import Recipe, TextRecipe, preset
 
 __all__ = ["RunConfig", "changes", "make_config", "read_toml", "to_toml"]
 
@@ -23,15 +23,21 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: str = "digits"
-    """digits, mnist, fashion-mnist, or a folder of images."""
+    """digits, mnist, fashion-mnist, a folder of images, text, text:PATH, secure:PATH, or secure-text:PATH."""
     data_dir: str | None = None
     """The folder of the IDX files of mnist and fashion-mnist."""
     download: bool = False
     """Fetch missing files of mnist and fashion-mnist."""
+    key_file: str | None = None
+    """The file with the key of secure:PATH; where the key is does not change what comes out."""
+    key_env: str | None = None
+    """The environment variable with that key, instead."""
     limit: Annotated[int, Field(ge=4)] | None = None
     """Use about so many images."""
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = None
     """Height and width of a folder's images, in pixels; 64 if not given."""
+    text_length: Annotated[int, Field(ge=16, le=4096)] = 256
+    """Bytes of a text that are read."""
     epochs: Annotated[int, Field(ge=1)] = 40
     batch_size: Annotated[int, Field(ge=2)] = 128
     lr: Annotated[float, Field(gt=0)] = 3e-3
@@ -58,7 +64,8 @@ class RunConfig(BaseModel):
     """Threads of PyTorch and BLAS; all cores if not given."""
     checkpoint_steps: Annotated[int, Field(ge=1)] | None = None
     """Optimiser steps between checkpoints; an epoch if not given."""
-    recipe: Recipe = Field(default_factory=Recipe)
+    recipe: Recipe | TextRecipe = Field(default_factory=Recipe)
+    """The augmentation; a TextRecipe for texts."""
 
 
 def make_config(*layers: Mapping[str, Any]) -> RunConfig:
@@ -75,17 +82,21 @@ def make_config(*layers: Mapping[str, Any]) -> RunConfig:
         if not isinstance(given, Mapping):
             raise ConfigError(f"recipe: expected a table of settings, got {given!r}")
         recipe |= given
-    base = preset(str(settings.get("data", "digits"))).model_dump()
+    base = preset(str(settings.get("data", "digits")))
     try:
-        return RunConfig.model_validate({**settings, "recipe": base | recipe})
+        chosen = type(base).model_validate(base.model_dump() | recipe)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(entry) for entry in error.errors())) from error
+        raise ConfigError("; ".join(_explain(entry, type(base), "recipe.") for entry in error.errors())) from error
+    try:
+        return RunConfig.model_validate({**settings, "recipe": chosen})
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(entry, RunConfig) for entry in error.errors())) from error
 
 
-def _explain(entry: Mapping[str, Any]) -> str:
-    key = ".".join(map(str, entry["loc"]))
+def _explain(entry: Mapping[str, Any], model: type[BaseModel], prefix: str = "") -> str:
+    key = (prefix + ".".join(map(str, entry["loc"]))).rstrip(".")
     if entry["type"] == "extra_forbidden":
-        known = Recipe.model_fields if key.startswith("recipe.") else RunConfig.model_fields
+        known = model.model_fields
         return f"{key}: unknown setting; there are {', '.join(known)}"
     message = entry["msg"][:1].lower() + entry["msg"][1:]
     return f"{key}: {message}" + ("" if isinstance(entry["input"], Mapping) else f", got {entry['input']!r}")
@@ -122,4 +133,8 @@ def changes(before: RunConfig, after: RunConfig) -> list[str]:
         return settings | {f"recipe.{key}": value for key, value in settings.pop("recipe").items()}
 
     old, new = flat(before), flat(after)
-    return [f"{key}: {old[key]!r} before, {new[key]!r} now" for key in new if old[key] != new[key]]
+    return [
+        f"{key}: {old.get(key)!r} before, {new[key]!r} now"
+        for key in new
+        if old.get(key) != new[key] and not key.startswith("key_")
+    ]

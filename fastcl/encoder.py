@@ -1,17 +1,19 @@
-"""A small convolutional encoder of images."""
+"""A small convolutional encoder of images, and one of texts."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Encoder", "EncoderConfig"]
+__all__ = ["Encoder", "EncoderConfig", "TextEncoder", "TextEncoderConfig"]
 
 # Cells each way that the last feature map is pooled to: it matters where a stroke is, not only that it is there.
 _GRID = 3
+_NGRAMS, _BUCKETS = (3, 4), 8192  # lengths, in bytes, and into how many rows of a table they are hashed
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,58 @@ class Encoder(nn.Module):
         finally:
             self.train(training)
         return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """What an encoder of texts expects and how large it is."""
+
+    length: int  # bytes of a text
+    width: int  # an eighth of the dimensions of an n-gram's embedding
+
+
+class TextEncoder(Encoder):
+    """The n-grams of a text's bytes, hashed and embedded (Bojanowski et al. 2017), their sum, and a layer on it.
+
+    It reads what :func:`fastcl.data.text.to_bytes` gives, uint8 [B, 1, 1, length], which needs no normalisation.
+    """
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        nn.Module.__init__(self)
+        self.config: Any = config
+        dim = 8 * config.width
+        # Row 0 is for the places where no n-gram begins.
+        self.table = nn.EmbeddingBag(_BUCKETS + 1, dim, mode="sum", padding_idx=0)
+        # Small, so that steps of a learning rate that suits the layer move the table, too.
+        nn.init.normal_(self.table.weight, std=0.02)
+        with torch.no_grad():
+            self.table.weight[0] = 0
+        self.layers = nn.Sequential(nn.Linear(dim, 2 * dim, bias=False), nn.BatchNorm1d(2 * dim), nn.ReLU())
+        self.dim = 2 * dim
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Embeds bytes [B, 1, 1, length] as [B, dim]."""
+        buckets = self.buckets(rows)
+        count = (buckets != 0).sum(1, keepdim=True).clamp(min=1)
+        return self.layers(self.table(buckets) / count.sqrt())  # type: ignore[no-any-return]
+
+    @staticmethod
+    def buckets(rows: Tensor) -> Tensor:
+        """The rows of the table for every n-gram, int64 [B, n-grams]; 0 for none."""
+        letters = rows[:, 0, 0].long()
+        letters = letters + 32 * ((letters >= 65) & (letters <= 90))  # A to Z as a to z
+        length = letters.shape[1]
+        ahead = nn.functional.pad(letters, (1, max(_NGRAMS)))  # a text begins and ends like a word, with nothing
+        hashed, found = torch.zeros_like(letters), []
+        for n in range(1, max(_NGRAMS) + 1):
+            hashed = (hashed * 1_000_003 + ahead[:, n - 1 : n - 1 + length] + 1) % (1 << 31)
+            if n in _NGRAMS:
+                found.append(((hashed ^ (hashed >> 15)) % _BUCKETS + 1) * (letters != 0))
+        return torch.cat(found, dim=1)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """The bytes as they are."""
+        return images
 
 
 class _FromPixels(nn.Module):

@@ -23,6 +23,8 @@ __all__ = [
 # What the extras of pyproject.toml bring, by the names they are imported under.
 _EXTRAS = {
     "run": ("jinja2", "matplotlib", "mlxtend", "PIL", "pydantic", "safetensors", "sklearn", "tomli"),
+    "secure": ("cryptography",),
+    "text": ("regex",),
     "compress": ("torch_pruning",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
 }

@@ -1,9 +1,10 @@
-"""How good embeddings are, judged with labels: k nearest neighbours and a linear probe on held-out images."""
+"""How good embeddings are, judged with labels: k nearest neighbours and a linear probe on held-out samples."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,20 @@ import torch
 from torch import Tensor
 
 from fastcl.data import Dataset
+from fastcl.data.text import from_bytes
 from fastcl.encoder import Encoder
 from fastcl.errors import run_extra
 
-__all__ = ["Evaluation", "LinearProbe", "evaluate", "knn_predict", "latency_ms", "nearest", "neighbor_agreement"]
+__all__ = [
+    "Evaluation",
+    "LinearProbe",
+    "evaluate",
+    "knn_predict",
+    "latency_ms",
+    "nearest",
+    "neighbor_agreement",
+    "tfidf",
+]
 
 Array = npt.NDArray[Any]
 
@@ -50,6 +61,23 @@ def nearest(train: Tensor, test: Tensor, k: int) -> Tensor:
     """Rows of the `k` embeddings of `train` most similar (cosine) to each of `test`, int64 [M, k], nearest first."""
     similarity = torch.from_numpy(_unit_rows(test)) @ torch.from_numpy(_unit_rows(train)).T
     return similarity.topk(min(k, len(train)), dim=1).indices
+
+
+def tfidf(train: Sequence[str], test: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """What an encoder of texts is held against: how often each word stands in a text, rare words counting more.
+
+    Args:
+        train: texts; their words are the columns.
+        test: texts.
+
+    Returns:
+        float32 [len(train), words] and [len(test), words].
+    """
+    with run_extra():
+        from sklearn.feature_extraction.text import TfidfVectorizer
+    model = TfidfVectorizer(sublinear_tf=True, max_features=10_000, token_pattern=r"\w+", dtype=np.float32)
+    rows = model.fit_transform(train).toarray(), model.transform(test).toarray()
+    return torch.from_numpy(rows[0]), torch.from_numpy(rows[1])
 
 
 class LinearProbe:
@@ -96,7 +124,7 @@ class Evaluation:
 def evaluate(
     images: Dataset, encoder: Encoder | None, neighbors: int, probe_c: float, probe: LinearProbe | None = None
 ) -> Evaluation:
-    """Judges an encoder, or the raw pixels where it is None, by the held-out images.
+    """Judges an encoder, or where it is None the raw pixels (TF-IDF of texts), by the held-out images.
 
     Args:
         images: of the run.
@@ -105,10 +133,13 @@ def evaluate(
         probe_c: inverse regularisation of the linear probe.
         probe: to judge by, fitted to other embeddings of the same space; by default one fitted to these.
     """
-    train, test = (
-        part.flatten(1).float() / 255 if encoder is None else encoder.embed(part)
-        for part in (images.train_images, images.test_images)
-    )
+    parts = images.train_images, images.test_images
+    if encoder is not None:
+        train, test = map(encoder.embed, parts)
+    elif images.kind == "texts":
+        train, test = tfidf(*(from_bytes(part[:]) for part in parts))
+    else:
+        train, test = (torch.cat([rows.flatten(1).float() / 255 for rows in part.split(1024)]) for part in parts)
     train_labels, test_labels = images.train_labels, images.test_labels
     if train_labels is None or test_labels is None:
         return Evaluation(train, test)

@@ -247,7 +247,11 @@ def _onnx_bytes(program: torch.export.ExportedProgram) -> bytes:
         raise ExportError(f"torch.onnx cannot translate the model: {cause}") from error
     if onnx_program is None:
         raise ExportError("torch.onnx gave no model")
-    data: bytes = onnx_program.model_proto.SerializeToString()
+    model = onnx_program.model_proto
+    for node in model.graph.node:  # where in the Python code it came from, as large as the weights of a small model
+        del node.metadata_props[:]
+        node.ClearField("doc_string")
+    data: bytes = model.SerializeToString()
     return data
 
 
@@ -288,7 +292,7 @@ class _Translation:
         return self._constants[tensor.name]
 
     def _constant(self, array: Any) -> Any:
-        return self._op.Constant(value=self._onnx.numpy_helper.from_array(np.ascontiguousarray(array)))
+        return self._op.Constant(value=self._onnx.numpy_helper.from_array(np.array(array, order="C")))
 
     def _ints(self, *values: int) -> Any:
         return self._op.Constant(value_ints=list(values))
@@ -443,7 +447,8 @@ class _Translation:
                 product = op.Add(op.Mul(op.Cast(high, to=types.FLOAT), byte), op.Cast(low, to=types.FLOAT))
             else:
                 product = op.Cast(op.MatMulInteger(op.Cast(q, to=types.INT8), columns), to=types.FLOAT)
-            y = op.Mul(product, op.Mul(op.Where(tiny, zero, op.Div(span, steps)), scales))
+            # Not one Mul by the product of both scales: onnxruntime takes that for its fused op of one scale a tensor.
+            y = op.Mul(op.Mul(product, op.Where(tiny, zero, op.Div(span, steps))), scales)
         if bias is not None:
             y = op.Add(y, self._float(bias))
         if outlier_columns is not None:

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from fastcl.checkpoint import load_checkpoint, save_checkpoint
 from fastcl.config import RunConfig
 from fastcl.data import Loader
-from fastcl.encoder import Encoder, EncoderConfig
+from fastcl.data.text import TextViews
+from fastcl.encoder import Encoder, EncoderConfig, TextEncoder, TextEncoderConfig
 from fastcl.errors import CheckpointError, ConfigError, DivergedError
 from fastcl.losses import NTXentLoss
-from fastcl.recipe import build_transform
-from fastcl.transforms import MultiViewTransform
+from fastcl.recipe import TextRecipe, build_text_transform, build_transform
+from fastcl.transforms import Compose, MultiViewTransform
 
 __all__ = ["Pretraining", "image_statistics", "projection_head"]
 
@@ -27,9 +28,13 @@ def image_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ..
     """Mean and standard deviation of each channel of uint8 images [N, C, H, W], on the scale 0 to 1."""
     # From the counts of the 256 values: exact, and without a copy in floating point.
     values = torch.arange(256, dtype=torch.float64) / 255
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+    for part in images.split(1024):
+        for row, channel in zip(counts, part.unbind(1), strict=True):
+            row += channel.flatten().bincount(minlength=256)
     means, stds = [], []
-    for channel in images.unbind(1):
-        share = channel.flatten().bincount(minlength=256).double() / channel.numel()
+    for count in counts:
+        share = count.double() / count.sum()
         mean = (share * values).sum()
         means.append(mean.item())
         stds.append(max((share * (values - mean) ** 2).sum().sqrt().item(), 1 / 255))
@@ -41,10 +46,23 @@ def projection_head(dim: int, hidden: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out))
 
 
+def _transform_and_encoder(images: Tensor, config: RunConfig) -> tuple[Compose | TextViews, Encoder]:
+    """What draws the views of batches, and an encoder of them, with new weights."""
+    if isinstance(config.recipe, TextRecipe):
+        length = images.shape[3]
+        views = TextViews(build_text_transform(config.recipe, config.seed), length)
+        return views, TextEncoder(TextEncoderConfig(length, config.width))
+    channels, size = images.shape[1:3]
+    mean, std = image_statistics(images)
+    transform = build_transform(config.recipe, size, mean, std, config.seed)
+    return transform, Encoder(EncoderConfig(channels, size, config.width, mean, std))
+
+
 class Pretraining:
     """Encoder, projection head, optimiser and position; every step follows from (config, images, position).
 
     Attributes:
+        kind: what it learns from, "images" or "texts".
         encoder: what is learnt.
         step: optimiser steps done.
         steps: optimiser steps in all.
@@ -56,7 +74,8 @@ class Pretraining:
         """Starts at step 0.
 
         Args:
-            images: uint8 [N, C, H, W]. There are no labels here, and no held-out images.
+            images: uint8 [N, C, H, W], or texts [N, 1, 1, bytes] with a :class:`TextRecipe`. There are no labels here,
+                and no held-out images.
             config: of the run.
 
         Raises:
@@ -67,16 +86,14 @@ class Pretraining:
                 f"batch_size: expected at most the {len(images)} images to train on, got {config.batch_size}"
             )
         self._config = config
-        channels, size = images.shape[1:3]
-        mean, std = image_statistics(images)
-        self.transform = build_transform(config.recipe, size, mean, std, config.seed)
-        views = MultiViewTransform([(self.transform, 2)])
-        # Nothing ahead of its use: training on the CPU has use for every core.
-        self._loader = Loader(images, views, config.batch_size, True, drop_last=True, seed=config.seed, prefetch=0)
+        self.kind = "texts" if isinstance(config.recipe, TextRecipe) else "images"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.encoder = Encoder(EncoderConfig(channels, size, config.width, mean, std))
+            self.transform, self.encoder = _transform_and_encoder(images, config)
             self._head = projection_head(self.encoder.dim, config.hidden, config.projection)
+        views = MultiViewTransform([(self.transform, 2)]) if isinstance(self.transform, Compose) else self.transform.two
+        # Nothing ahead of its use: training on the CPU has use for every core.
+        self._loader = Loader(images, views, config.batch_size, True, drop_last=True, seed=config.seed, prefetch=0)
         self.encoder.to(memory_format=torch.channels_last)
         self._loss = NTXentLoss(config.temperature)
         self._model = nn.ModuleDict({"encoder": self.encoder, "head": self._head})

@@ -1,4 +1,4 @@
-"""What a run shows while it works: stages, and a progress bar with loss, images/s and time left."""
+"""What a run shows while it works: stages, and a progress bar with loss, samples a second and time left."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Reporter:
         columns = (
             TextColumn("  epoch {task.fields[epoch]}"),
             BarColumn(bar_width=None),
-            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} images/s"),
+            TextColumn(f"loss {{task.fields[loss]}}  {{task.fields[speed]}} {training.kind}/s"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -86,5 +86,5 @@ class Reporter:
             left = (now.steps - now.step) * now.seconds / now.step
             self.note(
                 f"epoch {now.epoch:>3}/{now.epochs}  loss {now.recent_loss:.3f}  "
-                f"{now.images_per_second:,.0f} images/s  {left:.0f} s left"
+                f"{now.images_per_second:,.0f} {now.kind}/s  {left:.0f} s left"
             )

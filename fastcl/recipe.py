@@ -1,4 +1,4 @@
-"""What the augmentation of the main job may do to an image, and the recipe that suits each data set."""
+"""What the augmentation of the main job may do to an image or a text, and the recipe that suits each data set."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fastcl import transforms
+from fastcl.transforms import text
 
-__all__ = ["PRESETS", "Recipe", "build_transform", "preset"]
+__all__ = ["PRESETS", "Recipe", "TextRecipe", "build_text_transform", "build_transform", "preset"]
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -44,6 +45,35 @@ class Recipe(BaseModel):
         return self
 
 
+class TextRecipe(BaseModel):
+    """What may happen to each view of a text; 0 leaves a step out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    word_crop: Annotated[float, Field(gt=0, le=1)] = 0.4
+    """Smallest share of the words that a view keeps, in one piece; 1 does not crop."""
+    word_delete: Probability = 0.1
+    """Probability of leaving out a word."""
+    word_order: Probability = 0.2
+    """Probability of shuffling the words a little."""
+    typo: Probability = 0.02
+    """Probability of mistyping a character."""
+    char_swap: Probability = 0.01
+    """Probability that two neighbouring characters change places."""
+    char_delete: Probability = 0.01
+    """Probability of leaving out a character."""
+    case: Probability = 0.2
+    """Probability of a change of case: upper, lower or title case, a third each."""
+    locale: str = ""
+    """Language of the texts, where its letters have another case than Unicode's default: tr, az."""
+
+    @model_validator(mode="after")
+    def _does_something(self) -> TextRecipe:
+        if self.word_crop == 1 and not any(value for name, value in self if name not in ("word_crop", "locale")):
+            raise ValueError("two views of a text must differ: every step of the recipe is left out")
+        return self
+
+
 _DIGITS = Recipe(crop_scale=0.5, rotation=15, translate=0.1, shear=10)
 _PHOTOS = Recipe(crop_scale=0.2, flip=0.5, jitter=0.4, grayscale=0.2, blur=1.0)
 
@@ -55,8 +85,10 @@ PRESETS = {
 }
 
 
-def preset(data: str) -> Recipe:
+def preset(data: str) -> Recipe | TextRecipe:
     """The recipe that suits a data set by name; for a folder, one for photographs."""
+    if data.partition(":")[0] in ("text", "secure-text"):
+        return TextRecipe()
     return PRESETS.get(data, _PHOTOS)
 
 
@@ -92,3 +124,24 @@ def build_transform(
         kernel = 2 * max(1, round(2 * recipe.blur)) + 1
         steps.append(transforms.GaussianBlur(kernel, sigma=(0.1, max(recipe.blur, 0.1))))
     return transforms.Compose([*steps, transforms.Normalize(mean, std)], seed=seed)
+
+
+def build_text_transform(recipe: TextRecipe, seed: int) -> text.Compose:
+    """The transform of texts into views, drawn by (seed, epoch, index, view)."""
+    locale = recipe.locale or None
+    steps: list[text.TextTransform] = []
+    if recipe.word_crop < 1:
+        steps.append(text.RandomWordCrop((recipe.word_crop, 1.0)))
+    for p, step in (
+        (recipe.word_delete, text.RandomWordDelete),
+        (recipe.word_order, text.RandomWordOrder),
+        (recipe.char_swap, text.RandomCharSwap),
+        (recipe.char_delete, text.RandomCharDelete),
+    ):
+        if p:
+            steps.append(step(p))
+    if recipe.typo:
+        steps.append(text.RandomTypo(recipe.typo, locale=locale))
+    if recipe.case:
+        steps += [kind(recipe.case / 3, locale) for kind in (text.RandomUpper, text.RandomLower, text.RandomTitle)]
+    return text.Compose(steps, seed=seed)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,15 +23,27 @@ from fastcl.checkpoint import load_checkpoint, load_encoder, save_encoder
 from fastcl.compress import to_int8
 from fastcl.compress.ladder import LADDER_BATCHES, Ladder, LadderConfig, climb
 from fastcl.config import RunConfig, changes, make_config, read_toml, to_toml
+from fastcl.data.secure import key_from_env, key_from_file
 from fastcl.encoder import Encoder
 from fastcl.errors import ConfigError, DivergedError, RunError, run_extra
 from fastcl.evaluate import Evaluation, evaluate, latency_ms
 from fastcl.files import TEMPORARY, write_atomically
 from fastcl.pretrain import Pretraining
 from fastcl.progress import Reporter
+from fastcl.recipe import TextRecipe
 from fastcl.report import Evidence, replace_frontier, write_report
 
-__all__ = ["FILES", "LADDER_FOLDER", "TIMINGS", "Interrupted", "compress", "load_run", "run", "settings_of"]
+__all__ = [
+    "BASELINES",
+    "FILES",
+    "LADDER_FOLDER",
+    "TIMINGS",
+    "Interrupted",
+    "compress",
+    "load_run",
+    "run",
+    "settings_of",
+]
 
 FILES = {
     "config": "config.toml",
@@ -55,6 +69,9 @@ TIMINGS = (
     "student_latency_ms_batch_1",
     "student_latency_ms_batch_256",
 )
+
+# What the encoder is held against, by the kind of data; the metrics' names begin with it.
+BASELINES = {"images": "raw_pixels", "texts": "tfidf"}
 
 
 class Interrupted(Exception):
@@ -113,10 +130,13 @@ def run(
 def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: Reporter) -> dict[str, Any]:
     reporter.stage("load")
     images = _load(config)
+    if (images.kind == "texts") != isinstance(config.recipe, TextRecipe):
+        raise ConfigError(
+            f"data: {config.data} holds {images.kind}; encrypted images are secure:PATH, texts are secure-text:PATH"
+        )
     reporter.note(_describe(images))
     training = Pretraining(images.train_images, config)  # all that pretraining ever sees
-    random_encoder = Encoder(training.encoder.config)
-    random_encoder.load_state_dict(training.encoder.state_dict())
+    random_encoder = copy.deepcopy(training.encoder)
     _begin(config, out, overwrite)
     environment = {"fastcl": fastcl.__version__, "torch": torch.__version__, "backends": fastcl.backends()}
     description = {"data": images.fingerprint(), **environment}
@@ -128,7 +148,7 @@ def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: 
     reporter.stage("evaluate")
     encoder = training.encoder.eval()
     trained = evaluate(images, encoder, config.neighbors, config.probe_c)
-    pixels = evaluate(images, None, config.neighbors, config.probe_c)
+    baseline = evaluate(images, None, config.neighbors, config.probe_c)
     untrained = evaluate(images, random_encoder, config.neighbors, config.probe_c)
 
     reporter.stage("compress to int8, evaluate again")
@@ -143,8 +163,8 @@ def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: 
         "int8_linear_probe_accuracy": compressed.linear_probe,
         "random_encoder_knn_accuracy": untrained.knn,
         "random_encoder_linear_probe_accuracy": untrained.linear_probe,
-        "raw_pixels_knn_accuracy": pixels.knn,
-        "raw_pixels_linear_probe_accuracy": pixels.linear_probe,
+        f"{BASELINES[images.kind]}_knn_accuracy": baseline.knn,
+        f"{BASELINES[images.kind]}_linear_probe_accuracy": baseline.linear_probe,
         "int8_cosine_similarity": torch.cosine_similarity(trained.test, compressed.test).mean().item(),
         "final_loss": training.recent_loss,
         "encoder_bytes": encoder_bytes,
@@ -163,7 +183,7 @@ def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: 
             metrics[f"{prefix}latency_ms_batch_{batch}"] = latency_ms(model, images.test_images, batch)
 
     ladder = None
-    if config.ladder != "none":
+    if config.ladder != "none" and images.kind == "images":
         reporter.stage("distill into smaller encoders")
         wanted = LadderConfig(prune=(), widths=_half(config.width)) if config.ladder == "student" else LadderConfig()
         wanted = dataclasses.replace(wanted, epochs=config.distill_epochs)
@@ -227,6 +247,8 @@ def compress(out: Path, config: LadderConfig, *, reporter: Reporter | None = Non
     reporter = reporter or Reporter()
     reporter.stage("load")
     run_config, images = load_run(out)
+    if images.kind != "images":
+        raise RunError(f"{out} holds a run on {images.kind}; smaller encoders are made for images alone")
     with _threads(run_config.threads or torch.get_num_threads()):
         try:
             encoder, _ = load_encoder(out / FILES["encoder"])
@@ -282,16 +304,29 @@ def _load(config: RunConfig) -> data.Dataset:
             config.data,
             data_dir=config.data_dir,
             image_size=config.image_size,
+            text_length=config.text_length,
             limit=config.limit,
             allow_download=config.download,
+            key=_key(config),
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
+def _key(config: RunConfig) -> Callable[[], bytes] | None:
+    if config.key_file is not None:
+        return partial(key_from_file, config.key_file)
+    return None if config.key_env is None else partial(key_from_env, config.key_env)
+
+
 def _describe(images: data.Dataset) -> str:
     channels, height, width = images.images.shape[1:]
     labels = f"{len(images.classes)} classes" if images.classes else "no labels"
+    if images.kind == "texts":
+        return (
+            f"{images.name}: {len(images.train):,} texts to learn from, {len(images.test):,} held out, "
+            f"{width} bytes at most, {labels}"
+        )
     return (
         f"{images.name}: {len(images.train):,} images to learn from, {len(images.test):,} held out, "
         f"{height}×{width}, {'grey' if channels == 1 else 'colour'}, {labels}"

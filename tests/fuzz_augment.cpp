@@ -125,6 +125,17 @@ int main(int count_of_arguments, char** arguments) {
     std::vector<float> floats(a.image_type == PixelType::kFloat32 ? size_t(pixels) : 0);
     for (uint8_t& v : bytes) v = uint8_t(random.bits());
     for (float& v : floats) v = random.below(100) ? float(random.unit()) : wild(random);
+    // Some are the last one of a ragged batch, in which there are larger ones.
+    const bool ragged = !bytes.empty() && (a.channels_last || a.channels == 1) && random.below(2);
+    const int32_t shape[] = {int32_t(a.height), int32_t(a.width), int32_t(a.channels)};
+    const int64_t offset = random.below(100);
+    if (ragged) {
+      bytes.insert(bytes.begin(), size_t(offset), 0);
+      a.offsets = &offset;
+      a.shapes = shape;
+      a.height += random.below(50);
+      a.width += random.below(50);
+    }
     a.images = bytes.empty() ? static_cast<const void*>(floats.data()) : bytes.data();
     const std::vector<float> values(size_t(a.channels), 0.5f);
     a.fill = random.below(2) ? values.data() : nullptr;

@@ -14,7 +14,7 @@ from fastcl.run import TIMINGS
 # 160 images to learn from, 20 steps; one thread, so that the tests may run beside each other.
 TINY: dict[str, Any] = {
     "limit": 200, "epochs": 5, "batch_size": 40, "width": 4, "hidden": 16, "projection": 8, "warmup_epochs": 1.0,
-    "threads": 1, "checkpoint_steps": 1,
+    "threads": 1, "checkpoint_steps": 1, "ladder": "none",
 }  # fmt: skip
 
 

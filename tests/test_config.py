@@ -80,7 +80,8 @@ def test_every_setting_has_a_flag():
     import inspect
 
     from fastcl.cli.run import run
-    from fastcl.recipe import Recipe
+    from fastcl.recipe import Recipe, TextRecipe
 
     flags = set(inspect.signature(run).parameters) - {"context", "out", "config", "resume", "overwrite"}
-    assert flags == (set(RunConfig.model_fields) | set(Recipe.model_fields)) - {"recipe"}
+    recipes = set(Recipe.model_fields) | set(TextRecipe.model_fields)
+    assert flags == (set(RunConfig.model_fields) | recipes) - {"recipe"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -400,3 +401,20 @@ def test_decode_refuses_other_arguments():
         decode(b"", min_side=0)
     with pytest.raises(DataError, match="9 bytes: expected a readable image"):
         decode(b"not a PNG")
+
+
+def test_the_python_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    page = Path(__file__).parents[1] / "docs" / "data.md"
+    if not page.exists():
+        pytest.skip("the documentation is not beside the tests")
+    monkeypatch.chdir(tmp_path)
+    for number in range(6):
+        folder = tmp_path / "photographs" / ("cats" if number % 2 else "dogs")
+        folder.mkdir(parents=True, exist_ok=True)
+        photograph(40 + number, 60 - number).save(folder / f"{number}.jpg")
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+        exec(block, names)
+    assert [view.shape for view in names["views"]] == [(6, 3, 224, 224)] * 2
+    assert torch.equal(names["chosen"][1], names["batch"][0])
+    assert "images/s" in capsys.readouterr().out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -252,9 +254,17 @@ def test_opcheck(namespace):
         torch.library.opcheck(ops.augment_views_ragged.default, arguments)
 
 
-def test_compiles_without_graph_breaks(backend):
+@pytest.mark.parametrize("ragged", [True, False])
+def test_model_and_transform_compile_as_one_graph(backend, ragged):
     torch._dynamo.reset()
-    transform, batch = T.SimCLRTransform(8, seed=1), RaggedBatch.of(images())
-    compiled = torch.compile(lambda x, i: torch.cat(transform(x, index=i)), fullgraph=True, backend="aot_eager")
-    index = torch.arange(len(batch))
-    assert torch.equal(compiled(batch, index), torch.cat(transform(batch, index=index)))
+    transform, model = T.SimCLRTransform(8, seed=1), torch.nn.Conv2d(3, 4, 3)
+    batch: Any = RaggedBatch.of(images()) if ragged else torch.stack([noise(3, (9, 14), seed) for seed in range(8)])
+
+    def step(batch: Any, index: Tensor) -> Tensor:
+        first, second = (model(view) for view in transform(batch, index=index))
+        return (first - second).square().mean()
+
+    compiled, index = torch.compile(step, fullgraph=True, backend="aot_eager"), torch.arange(8)
+    torch.testing.assert_close(compiled(batch, index), step(batch, index))
+    compiled(batch, index).backward()
+    assert model.weight.grad is not None

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,31 @@ def test_folder(finished: Path):
     }  # fmt: skip
 
 
+def test_a_student_at_the_end(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Stopped after the student is made, the run goes on to the same result, and keeps it."""
+    config = make_config(TINY | {"ladder": "student", "distill_epochs": 2})
+    run(config, tmp_path / "undisturbed")
+    metrics = lasting_metrics(tmp_path / "undisturbed")
+    assert 0.2 < metrics["student_knn_accuracy"] <= 1
+    student = Path("compressed") / "student-2-int8.safetensors"
+    assert metrics["student_encoder_bytes"] == (tmp_path / "undisturbed" / student).stat().st_size
+    assert metrics["student_encoder_bytes"] < metrics["int8_encoder_bytes"]
+    assert {key: metrics[key] for key in lasting_metrics(finished)} == lasting_metrics(finished)
+    assert 'id="frontier"' in (tmp_path / "undisturbed" / "report.html").read_text()
+    stopped = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr("fastcl.run.write_report", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(config, stopped)
+    made = (stopped / student).stat().st_mtime_ns
+    run(config, stopped, resume=True)
+    assert (stopped / student).stat().st_mtime_ns == made
+    assert lasting_metrics(stopped) == metrics
+    run(make_config(TINY), stopped, overwrite=True)
+    assert not (stopped / "compressed").exists()
+    assert not (stopped / "compression.json").exists()
+
+
 def test_it_learns(tmp_path: Path):
     """The loss goes down, below what guessing costs."""
     images = load("digits", limit=200).train_images
@@ -76,7 +102,8 @@ def test_pretraining_is_given_images_alone():
     data = load("digits", limit=200)
     config = make_config(TINY)
     first, second = Pretraining(data.train_images, config), Pretraining(data.images[data.train].clone(), config)
-    assert [first._train_step() for _ in range(2)] == [second._train_step() for _ in range(2)]
+    losses = [[now._train_step(views) for views in islice(now._loader, 2)] for now in (first, second)]
+    assert losses[0] == losses[1]
     mean, std = image_statistics(data.train_images)
     pixels = data.train_images.double() / 255
     assert mean == pytest.approx((pixels.mean().item(),))

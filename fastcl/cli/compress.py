@@ -24,7 +24,7 @@ def compress(
         float | None, typer.Option(help="Longest time for a batch by the encoder to choose, ms.")
     ] = None,
     latency_batch: Annotated[int, typer.Option(help="Images in that batch: 1 or 256.")] = 1,
-    epochs: Annotated[int, typer.Option(help="Of each distillation.")] = 20,
+    epochs: Annotated[int, typer.Option(help="Of each distillation.")] = 10,
     prune: Annotated[
         list[float] | None, typer.Option(help="Share of channels to prune, once for each rung. (default: 0.3, 0.5)")
     ] = None,

@@ -25,6 +25,12 @@ _PACKAGES = {
     "jinja2": "fastcl[run]",
     "pillow": "fastcl[run]",
     "mlxtend": "fastcl[run]",
+    "torch-pruning": "fastcl[compress]",
+    "onnx": "fastcl[export]",
+    "onnxruntime": "fastcl[export]",
+    "onnxscript": "fastcl[export]",
+    "regex": "fastcl[run]",
+    "cryptography": "fastcl[secure]",
 }
 _CPU_FEATURES = (
     "avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8",

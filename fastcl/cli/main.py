@@ -26,14 +26,15 @@ try:
     with run_extra():
         from fastcl.cli.compress import compress
         from fastcl.cli.embed import embed
+        from fastcl.cli.encrypt import encrypt, rotate_key
         from fastcl.cli.export import export
         from fastcl.cli.preview import preview
         from fastcl.cli.run import run
-    for command in (run, compress, export, embed, preview):
+    for command in (run, compress, export, embed, preview, encrypt, rotate_key):
         app.command()(command)
 except MissingExtraError as error:
     _missing = error
-    for name in ("run", "compress", "export", "embed", "preview"):
+    for name in ("run", "compress", "export", "embed", "preview", "encrypt", "rotate-key"):
 
         @app.command(
             name,

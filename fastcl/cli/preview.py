@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastcl.errors import RunError, require_run_extra
+from fastcl.errors import ConfigError, RunError, require_run_extra
 
 __all__ = ["preview"]
 
@@ -37,13 +37,17 @@ def preview(
     from fastcl.data import load
     from fastcl.files import write_atomically
     from fastcl.pretrain import image_statistics
-    from fastcl.recipe import build_transform
+    from fastcl.recipe import Recipe, build_transform
     from fastcl.transforms import preview_grid
 
     flags: dict[str, Any] = {"seed": seed}
     flags |= {"data_dir": str(data_dir)} if data_dir else {}
     flags |= {"image_size": image_size} if image_size else {}
     settings = make_config(read_toml(config) if config else {"data": data}, flags)
+    if not isinstance(settings.recipe, Recipe):
+        raise ConfigError("preview draws images; the report of `fastcl run` shows the views of texts")
+    if settings.data.startswith("secure:"):
+        raise ConfigError("preview writes images in the clear, and draws no encrypted ones")
     train = load(settings.data, data_dir=settings.data_dir, image_size=settings.image_size).train_images
     transform = build_transform(settings.recipe, train.shape[2], *image_statistics(train), settings.seed)
     rows = np.linspace(0, len(train) - 1, min(images, len(train))).astype(int)

@@ -8,23 +8,30 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
 from fastcl.config import RunConfig, make_config, read_toml
 from fastcl.errors import require_run_extra
 from fastcl.progress import Reporter
-from fastcl.recipe import Recipe
+from fastcl.recipe import Recipe, TextRecipe
 
 __all__ = ["run"]
 
 
+_PANELS: dict[type[BaseModel], str] = {
+    RunConfig: "Settings",
+    Recipe: "Augmentation of images",
+    TextRecipe: "Augmentation of texts",
+}
+
+
 def _setting(name: str, help: str, *flags: str) -> Any:
-    """A flag for a setting of RunConfig or Recipe; the help shows the setting's default."""
-    fields = RunConfig.model_fields if name in RunConfig.model_fields else Recipe.model_fields
-    default = fields[name].default if fields is RunConfig.model_fields else "by data"
-    shown = "" if default is None or isinstance(default, bool) else f" (default: {default})"
-    panel = "Augmentation" if fields is Recipe.model_fields else "Settings"
+    """A flag for a setting of RunConfig, Recipe or TextRecipe; the help shows the setting's default."""
+    model, panel = next((model, panel) for model, panel in _PANELS.items() if name in model.model_fields)
+    default = "by data" if model is Recipe else model.model_fields[name].default
+    shown = "" if default in (None, "") or isinstance(default, bool) else f" (default: {default})"
     return typer.Option(*(flags or (f"--{name.replace('_', '-')}",)), help=help + shown, rich_help_panel=panel)
 
 
@@ -35,14 +42,21 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw away the run in --out.")] = False,
     data: Annotated[
-        str | None, _setting("data", "digits, mnist, fashion-mnist, or a folder of images (subfolders are classes).")
+        str | None,
+        _setting(
+            "data",
+            "digits, mnist, fashion-mnist, a folder of images (subfolders: classes), text[:PATH], secure[-text]:PATH.",
+        ),
     ] = None,
     data_dir: Annotated[Path | None, _setting("data_dir", "Folder of the IDX files of mnist or fashion-mnist.")] = None,
     download: Annotated[
         bool | None, _setting("download", "Fetch missing files of mnist and fashion-mnist (torchvision).", "--download")
     ] = None,
+    key_file: Annotated[Path | None, _setting("key_file", "File with the key of secure:PATH.")] = None,
+    key_env: Annotated[str | None, _setting("key_env", "Environment variable with that key, instead.")] = None,
     limit: Annotated[int | None, _setting("limit", "Use about so many images.")] = None,
     image_size: Annotated[int | None, _setting("image_size", "Pixels of a folder's images. (default: 64)")] = None,
+    text_length: Annotated[int | None, _setting("text_length", "Bytes of a text that are read.")] = None,
     epochs: Annotated[int | None, _setting("epochs", "Passes over the training images.")] = None,
     batch_size: Annotated[int | None, _setting("batch_size", "Images in a step, two views of each.")] = None,
     lr: Annotated[float | None, _setting("lr", "Highest learning rate (AdamW, warm-up, cosine decay).")] = None,
@@ -72,8 +86,16 @@ def run(
     jitter: Annotated[float | None, _setting("jitter", "Strength of the colour jitter.")] = None,
     grayscale: Annotated[float | None, _setting("grayscale", "Probability of losing the colour.")] = None,
     blur: Annotated[float | None, _setting("blur", "Largest sigma of the blur, pixels.")] = None,
+    word_crop: Annotated[float | None, _setting("word_crop", "Smallest share of the words that is kept.")] = None,
+    word_delete: Annotated[float | None, _setting("word_delete", "Probability of leaving out a word.")] = None,
+    word_order: Annotated[float | None, _setting("word_order", "Probability of shuffling the words a little.")] = None,
+    typo: Annotated[float | None, _setting("typo", "Probability of mistyping a character.")] = None,
+    char_swap: Annotated[float | None, _setting("char_swap", "Probability of swapping two characters.")] = None,
+    char_delete: Annotated[float | None, _setting("char_delete", "Probability of leaving out a character.")] = None,
+    case: Annotated[float | None, _setting("case", "Probability of another case.")] = None,
+    locale: Annotated[str | None, _setting("locale", "Language, where case depends on it: tr, az.")] = None,
 ) -> None:
-    """Learn images without labels, judge the encoder, shrink it to int8, and write a report.
+    """Learn images or texts without labels, judge the encoder, shrink it to int8, and write a report.
 
     Ctrl-C leaves a run that --resume goes on with. The same seed, machine and number of threads give the same result.
     """
@@ -82,9 +104,10 @@ def run(
 
     given = {name: value for name, value in context.params.items() if value is not None}
     flags: dict[str, Any] = {name: _plain(given[name]) for name in RunConfig.model_fields if name in given}
-    flags["recipe"] = {name: given[name] for name in Recipe.model_fields if name in given}
+    recipes = (*Recipe.model_fields, *TextRecipe.model_fields)
+    flags["recipe"] = {name: given[name] for name in recipes if name in given}
     layers = [read_toml(config)] if config else []
-    out = out or Path("runs") / Path(make_config(*layers, flags).data).name
+    out = out or Path("runs") / Path(make_config(*layers, flags).data.rpartition(":")[2]).name
     stored = job.settings_of(out) if resume else None
     settings = make_config(*([stored] if stored else []), *layers, flags)
 
@@ -109,9 +132,10 @@ def _plain(value: Any) -> Any:
 
 def _table(metrics: dict[str, Any]) -> Table:
     """The result in brief."""
+    kind = "texts" if "tfidf_knn_accuracy" in metrics else "images"
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
-    for column in ("linear probe", "k-NN", "file", "256 images"):
+    for column in ("linear probe", "k-NN", "file", f"256 {kind}"):
         table.add_column(column, justify="right")
 
     def row(name: str, prefix: str, encoder: str | None) -> None:
@@ -122,7 +146,10 @@ def _table(metrics: dict[str, Any]) -> Table:
             cells += [f"{metrics[f'{encoder}latency_ms_batch_256']:.1f} ms"]
         table.add_row(name, *cells)
 
-    row("raw pixels", "raw_pixels_", None)
+    if kind == "texts":
+        row("TF-IDF of the words", "tfidf_", None)
+    else:
+        row("raw pixels", "raw_pixels_", None)
     row("random encoder", "random_encoder_", None)
     row("pretrained, float32", "", "")
     row("pretrained, int8", "int8_", "int8_")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastcl.data.secure import SecureImages
 from fastcl.errors import DivergedError
 from fastcl.losses.embeddings import check_embeddings, unit_rows
 from fastcl.ops import similarity_lse
@@ -225,8 +226,8 @@ class _Batches:
 
     def __init__(self, images: Any, transform: Callable[..., Any] | None, config: DistillConfig) -> None:
         self._images, self._transform, self._config = images, transform, config
-        if isinstance(images, Tensor):
-            if images.dim() != 4 or len(images) < 2:
+        if isinstance(images, (Tensor, SecureImages)):
+            if len(images.shape) != 4 or len(images) < 2:
                 raise ValueError(
                     f"distill: images must be [N, C, H, W] with at least 2 images, got {list(images.shape)}"
                 )
@@ -249,7 +250,7 @@ class _Batches:
 
     def epoch(self, epoch: int) -> Iterator[Tensor]:
         """Every batch of an epoch, floating [B, C, H, W]."""
-        if isinstance(self._images, Tensor):
+        if isinstance(self._images, (Tensor, SecureImages)):
             # The order of an epoch follows from (seed, epoch) alone, and with it the draws of fastcl's transforms.
             order = np.random.RandomState([self._config.seed, epoch]).permutation(len(self._images))
             for index in torch.from_numpy(order).split(self._size):

@@ -8,6 +8,7 @@ from typing import TypeVar
 from torch import nn
 
 from fastcl.quant import QuantConfig, fold_batchnorm_, quantize_
+from fastcl.quant.embedding import Int8EmbeddingBag
 
 __all__ = ["to_int8"]
 
@@ -15,7 +16,9 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def to_int8(encoder: Model, config: QuantConfig | None = None) -> Model:
-    """A copy of the encoder with int8 weights, one scale for each output channel; the encoder is left as it is.
+    """A copy of the encoder with int8 weights; the encoder is left as it is.
+
+    Weights have a scale for each output channel, the embedding tables right under the encoder one for each row.
 
     Needs no images and no labels: activations are quantised as they come.
 
@@ -29,4 +32,7 @@ def to_int8(encoder: Model, config: QuantConfig | None = None) -> Model:
     compressed = copy.deepcopy(encoder).eval()
     fold_batchnorm_(compressed)
     quantize_(compressed, config)
+    for name, module in list(compressed.named_children()):
+        if isinstance(module, nn.EmbeddingBag):
+            setattr(compressed, name, Int8EmbeddingBag.from_float(module))
     return compressed

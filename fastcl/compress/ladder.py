@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -23,7 +25,7 @@ from fastcl.encoder import Encoder
 from fastcl.errors import CheckpointError, RunError
 from fastcl.evaluate import Evaluation, evaluate, latency_ms, neighbor_agreement
 from fastcl.progress import Reporter
-from fastcl.recipe import build_transform
+from fastcl.recipe import Recipe, build_transform
 
 __all__ = ["LADDER_BATCHES", "Ladder", "LadderConfig", "Rung", "climb"]
 
@@ -49,7 +51,7 @@ class LadderConfig:
 
     prune: tuple[float, ...] = (0.3, 0.5)
     widths: tuple[int, ...] | None = None
-    epochs: int = 20
+    epochs: int = 10
     target_bytes: int | None = None
     target_latency_ms: float | None = None
     latency_batch: int = 1
@@ -170,17 +172,19 @@ def climb(
     """
     teacher = copy.deepcopy(encoder).eval().to(memory_format=torch.channels_last)
     settings = DistillConfig(epochs=config.epochs, batch_size=run.batch_size, seed=run.seed)
-    origin = {"data": images.fingerprint(), "recipe": run.recipe.model_dump(), "distill": asdict(settings)}
-    origin["teacher"] = _digest(teacher)
+    origin = json.dumps([images.fingerprint(), run.recipe.model_dump(), asdict(settings), _digest(teacher)])
     candidates = _candidates(teacher, files, folder, config, origin)
     for candidate in candidates:
         int8 = candidate.model if not candidate.trained else to_int8(candidate.model)
         if candidate.trained:
             candidate.bytes = len(pack_encoder(int8, "int8", _origin(origin, candidate)))
-        candidate.latency_ms = {batch: latency_ms(int8, images.test_images, batch) for batch in LADDER_BATCHES}
+        candidate.latency_ms = {
+            batch: latency_ms(int8, images.test_images, batch, seconds=1.0) for batch in LADDER_BATCHES
+        }
     candidates.sort(key=lambda candidate: -candidate.bytes)
     _check_reachable(candidates, config)
 
+    assert isinstance(run.recipe, Recipe)  # who calls this has refused texts
     transform = build_transform(
         run.recipe, teacher.config.image_size, teacher.config.mean, teacher.config.std, run.seed
     )
@@ -212,7 +216,7 @@ def climb(
 
 
 def _candidates(
-    teacher: Encoder, files: Mapping[str, Path], folder: Path, config: LadderConfig, origin: dict[str, Any]
+    teacher: Encoder, files: Mapping[str, Path], folder: Path, config: LadderConfig, origin: str
 ) -> list[_Candidate]:
     found = []
     for name, path in files.items():
@@ -238,7 +242,7 @@ def _student(teacher: Encoder, width: int, folder: Path) -> _Candidate:
     return _Candidate(name, model.to(memory_format=torch.channels_last), folder / f"{name}.safetensors", True)
 
 
-def _fitting_width(teacher: Encoder, folder: Path, target: int, origin: dict[str, Any]) -> set[int]:
+def _fitting_width(teacher: Encoder, folder: Path, target: int, origin: str) -> set[int]:
     """The largest width below the teacher's whose int8 file is no larger than the target; none where none is."""
     low, high = _LEAST_WIDTH - 1, teacher.config.width - 1
     while low < high:
@@ -260,20 +264,18 @@ def _pruned(teacher: Encoder, ratio: float) -> Encoder:
 
 
 def _digest(model: nn.Module) -> str:
-    import hashlib
-
     digest = hashlib.sha256()
     for tensor in model.state_dict().values():
         digest.update(tensor.contiguous().reshape(-1).numpy().data)
     return digest.hexdigest()[:16]
 
 
-def _origin(origin: dict[str, Any], candidate: _Candidate) -> dict[str, Any]:
-    """What the encoder of a rung is made from; the same origin gives the same encoder."""
-    return {**origin, "rung": candidate.name}
+def _origin(origin: str, candidate: _Candidate) -> dict[str, Any]:
+    """What the encoder of a rung is made from, in short; the same origin gives the same encoder."""
+    return {"rung": candidate.name, "from": hashlib.sha256(origin.encode()).hexdigest()[:16]}
 
 
-def _kept(path: Path, origin: dict[str, Any]) -> Encoder | None:
+def _kept(path: Path, origin: str) -> Encoder | None:
     """The encoder at `path` where it was made from the same."""
     try:
         return load_encoder(path)[0] if path.exists() and encoder_origin(path) == origin else None

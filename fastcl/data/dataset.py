@@ -16,17 +16,19 @@ __all__ = ["Dataset", "stratified_split"]
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images, what they show where that is known, and which of them are held out.
+    """Images or texts, their classes where these are known, and which of them are held out.
 
     Pretraining is given :attr:`train_images` alone; labels and test images are for evaluation.
     """
 
     name: str
-    images: Tensor  # uint8 [N, C, H, W]
+    images: Tensor  # uint8 [N, C, H, W]; texts are [N, 1, 1, bytes], see fastcl.data.text
     labels: Tensor | None  # int64 [N], indexes into classes
     classes: tuple[str, ...]  # empty without labels
     train: Tensor  # int64 [n_train], rows of images, ascending
     test: Tensor  # int64 [n_test], the other rows, ascending
+    kind: str = "images"  # or "texts"
+    private: bool = False  # whether no sample may be written to disk in the clear, as in a report
 
     @property
     def train_images(self) -> Tensor:

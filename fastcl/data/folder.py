@@ -50,7 +50,9 @@ def open_image(source: str | Path | bytes, channels: int, min_side: int | None =
             if min_side is not None:
                 width, height = (max(1, side * min_side // min(image.size)) for side in image.size)
                 image.draft(mode, (width, height))
-            return ImageOps.exif_transpose(image).convert(mode)
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return image if image.mode == mode else image.convert(mode)
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         name = f"{len(source)} bytes" if isinstance(source, bytes) else source
         raise DataError(f"{name}: expected a readable image: {error}") from error

@@ -1,4 +1,4 @@
-"""``load``: a data set by its name or its folder."""
+"""``load``: a data set by its name or its path."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from pathlib import Path
 
 import torch
 
-from fastcl.data import digits, folder, idx
+from fastcl.data import digits, folder, idx, text
 from fastcl.data.dataset import Dataset, stratified_split
+from fastcl.data.secure import Key, open_secure
 from fastcl.errors import DataError
 
 __all__ = ["NAMES", "load"]
 
 NAMES = ("digits", "mnist", "fashion-mnist")
+_TEXT, _SECURE = "text", ("secure", "secure-text")
 
 
 def load(
@@ -21,20 +23,27 @@ def load(
     data_dir: str | Path | None = None,
     image_size: int | None = None,
     test_fraction: float = 0.2,
+    text_length: int = 256,
     limit: int | None = None,
     allow_download: bool = False,
+    key: Key | None = None,
 ) -> Dataset:
     """Loads images with a fixed split into training and held-out images, stratified by class.
 
     Args:
-        name_or_path: ``"digits"`` (5,000 MNIST digits that come along), ``"mnist"``, ``"fashion-mnist"``, or a folder
-            of images, where subfolders are classes.
+        name_or_path: ``"digits"`` (5,000 MNIST digits that come along), ``"mnist"``, ``"fashion-mnist"``, a folder
+            of images, where subfolders are classes, ``"text"`` (paragraphs of Python's documentation), or
+            ``"text:PATH"``: a text file, or a folder of .txt files, which are classes; each line is a text.
+            ``"secure:PATH"`` are images that :func:`fastcl.data.secure.encrypt` wrote, with their split, and
+            ``"secure-text:PATH"`` texts.
         data_dir: where the IDX files of ``mnist`` and ``fashion-mnist`` lie; by default known places are looked at.
         image_size: height and width to which a folder's images are brought, in pixels; 64 if not given.
         test_fraction: the share of the images held out; ``mnist`` and ``fashion-mnist`` come with test images of
             their own, and ignore it.
-        limit: keep about so many images, the same share of each class, before anything else.
+        text_length: bytes of a text that are read.
+        limit: keep about so many images or texts, the same share of each class, before anything else.
         allow_download: fetch missing files of ``mnist`` and ``fashion-mnist`` with torchvision, into `data_dir`.
+        key: of a data set that is encrypted.
 
     Returns:
         The data set; always the same for the same arguments and files.
@@ -58,9 +67,27 @@ def load(
         images, folder_labels, classes = folder.read_folder(Path(name), image_size or 64)
         train, test = stratified_split(folder_labels, len(images), test_fraction)
         data = Dataset(Path(name).resolve().name, images, folder_labels, classes, train, test)
+    elif name.partition(":")[0] == _TEXT:
+        data = _load_text(name, text_length, test_fraction)
+    elif name.partition(":")[0] in _SECURE:
+        if key is None:
+            raise DataError(f"{name}: expected a key: --key-file or --key-env")
+        data = open_secure(name.partition(":")[2], key)
     else:
-        raise DataError(f"{name}: expected {', '.join(NAMES)} or a folder of images")
+        raise DataError(
+            f"{name}: expected {', '.join(NAMES)} or a folder of images; or text, text:PATH, secure:PATH, "
+            "secure-text:PATH"
+        )
     return data if limit is None else _limited(data, limit)
+
+
+def _load_text(name: str, length: int, test_fraction: float) -> Dataset:
+    _, _, path = name.partition(":")
+    texts, listed, classes = text.read_text_files(Path(path)) if path else text.read_python_docs()
+    labels = None if listed is None else torch.tensor(listed)
+    train, test = stratified_split(labels, len(texts), test_fraction)
+    title = Path(path).resolve().name if path else name
+    return Dataset(title, text.to_bytes(texts, length), labels, classes, train, test, "texts")
 
 
 def _load_idx(name: str, directory: Path | None, allow_download: bool) -> Dataset:
@@ -102,4 +129,6 @@ def _limited(data: Dataset, limit: int) -> Dataset:
         data.classes,
         torch.arange(len(kept[0])),
         torch.arange(len(kept[0]), len(rows)),
+        data.kind,
+        data.private,
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from fastcl.data.buffers import Buffers
+from fastcl.data.secure import SecureImages
 from fastcl.errors import DataError
 from fastcl.ragged import RaggedBatch, height_width_channels
 from fastcl.transforms import Compose, MultiViewTransform, Transform
@@ -101,9 +102,10 @@ class Loader:
 
     Args:
         dataset: uint8 images [N, C, H, W], or a :class:`RaggedBatch`, or a TensorDataset whose first tensor is the
-            images: taken as they are, no worker needed. Or any data set whose items are an image (a uint8 Tensor
-            [C, H, W], an array [H, W, C] or a PIL image, of any size) or a tuple of an image and other things, such as
-            :class:`ImageFiles` and torchvision's data sets without a transform.
+            images, or :class:`fastcl.data.secure.SecureImages`: taken as they are, no worker needed. Or any data set
+            whose items are an image (a uint8 Tensor [C, H, W], an array [H, W, C] or a PIL image, of any size) or a
+            tuple of an image and other things, such as :class:`ImageFiles` and torchvision's data sets without a
+            transform.
         transform: of this package; or a function of (images, index=, epoch=) that returns what is to be yielded.
         batch_size: images per batch.
         shuffle: a new order in every epoch, which follows from `seed` and the epoch.
@@ -287,12 +289,12 @@ class Loader:
                 thread.shutdown(cancel_futures=True)
 
     def _gather(self) -> Iterator[_Raw]:
-        """Batches of tensors that are in memory."""
+        """Batches of images that need no worker."""
         assert self._tensors is not None
         images, rest = self._tensors
         for numbers in self._batches.left:
             index = torch.tensor(numbers, dtype=torch.int64)
-            if isinstance(images, RaggedBatch):
+            if not isinstance(images, Tensor):
                 batch: Tensor | RaggedBatch = images[index]
             elif images.device.type == "cpu":
                 out = self._buffers.empty([len(index), *images.shape[1:]], images.dtype)
@@ -322,13 +324,13 @@ class Loader:
         return self.transform(images, index=index, epoch=epoch, out=into)
 
 
-def _tensors_of(dataset: Any) -> tuple[Tensor | RaggedBatch, tuple[Tensor, ...] | None] | None:
-    """Images that are in memory, and what stands beside them; None for another data set."""
+def _tensors_of(dataset: Any) -> tuple[Tensor | RaggedBatch | SecureImages, tuple[Tensor, ...] | None] | None:
+    """Images that are taken a batch at a time, and what stands beside them; None for another data set."""
     rest: tuple[Tensor, ...] | None = None
     if type(dataset) is TensorDataset:
         dataset, *others = dataset.tensors
         rest = tuple(others)
-    if isinstance(dataset, RaggedBatch):
+    if isinstance(dataset, (RaggedBatch, SecureImages)):
         return dataset, rest
     if not isinstance(dataset, Tensor):
         return None

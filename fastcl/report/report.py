@@ -13,9 +13,10 @@ from torch import Tensor
 from fastcl.compress.ladder import Ladder
 from fastcl.config import RunConfig, to_toml
 from fastcl.data import Dataset
+from fastcl.data.text import TextViews
 from fastcl.errors import run_extra
 from fastcl.files import write_atomically
-from fastcl.report import figures
+from fastcl.report import figures, texts
 from fastcl.transforms import Compose
 
 __all__ = ["Evidence", "replace_frontier", "write_report"]
@@ -32,7 +33,7 @@ class Evidence:
 
     data: Dataset
     config: RunConfig
-    transform: Compose
+    transform: Compose | TextViews
     losses: list[float]  # of every step
     steps_per_epoch: int
     train: Tensor  # embeddings of the training images, [N, dim]
@@ -60,6 +61,7 @@ def write_report(path: Path, evidence: Evidence) -> None:
         config_toml=to_toml(evidence.config),
         metrics=evidence.metrics,
         pictures=_pictures(evidence),
+        texts=_texts(evidence),
         command=evidence.command,
         versions=_versions(),
         machine=_machine(),
@@ -113,14 +115,25 @@ def _pictures(evidence: Evidence) -> dict[str, str]:
     data = evidence.data
     labels = data.test_labels
     pictures = {
-        "views": figures.views(data.train_images, evidence.transform),
         "loss": figures.loss_curve(evidence.losses, evidence.steps_per_epoch),
         "map": figures.embedding_map(evidence.test, labels, data.classes),
-        "neighbors": figures.neighbors(data, evidence.train, evidence.test),
     }
+    if isinstance(evidence.transform, Compose) and not data.private:
+        pictures["views"] = figures.views(data.train_images, evidence.transform)
+        pictures["neighbors"] = figures.neighbors(data, evidence.train, evidence.test)
     if labels is not None and evidence.predicted is not None:
         pictures["confusion"] = figures.confusion_matrix(labels.numpy(), evidence.predicted, data.classes)
     return pictures
+
+
+def _texts(evidence: Evidence) -> dict[str, Any]:
+    """What stands in words instead."""
+    if isinstance(evidence.transform, Compose) or evidence.data.private:
+        return {}
+    return {
+        "views": texts.views(evidence.data.train_images, evidence.transform),
+        "neighbors": texts.neighbors(evidence.data, evidence.train, evidence.test),
+    }
 
 
 def _versions() -> dict[str, str]:

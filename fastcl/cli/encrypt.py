@@ -1,0 +1,63 @@
+"""``fastcl encrypt`` and ``fastcl rotate-key``: data sets encrypted at rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastcl.errors import ConfigError, require_run_extra
+
+__all__ = ["encrypt", "rotate_key"]
+
+KeyFile = Annotated[Path | None, typer.Option(help="File with the key: 32 bytes, or 64 hexadecimal digits.")]
+KeyEnv = Annotated[str | None, typer.Option(help="Environment variable with the key, instead.")]
+
+
+def encrypt(
+    out: Annotated[Path, typer.Option("--out", help="The folder to write; it must not exist.")],
+    data: Annotated[str, typer.Option(help="digits, mnist, fashion-mnist, a folder of images, text, or text:PATH.")],
+    key_file: KeyFile = None,
+    key_env: KeyEnv = None,
+    create_key: Annotated[bool, typer.Option("--create-key", help="Write a new key into --key-file first.")] = False,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the IDX files of mnist or fashion-mnist.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels of a folder's images. (default: 64)")] = None,
+) -> None:
+    """Encrypt a data set (AES-256-GCM), to be read by `fastcl run --data secure:OUT` (texts: secure-text:OUT)."""
+    require_run_extra()
+    from fastcl.data import load, secure
+
+    loaded = load(data, data_dir=data_dir, image_size=image_size)
+    key = _key(key_file, key_env, create_key)
+    secure.encrypt(loaded, out, key)
+    typer.echo(f"{out}: {len(loaded.images):,} {loaded.kind}, encrypted; nothing opens it without the key")
+
+
+def rotate_key(
+    path: Annotated[Path, typer.Argument(help="The folder of an encrypted data set.")],
+    key_file: KeyFile = None,
+    key_env: KeyEnv = None,
+    new_key_file: Annotated[Path | None, typer.Option(help="File with the new key.")] = None,
+    new_key_env: Annotated[str | None, typer.Option(help="Environment variable with the new key, instead.")] = None,
+    create_key: Annotated[
+        bool, typer.Option("--create-key", help="Write a new key into --new-key-file first.")
+    ] = False,
+) -> None:
+    """Put an encrypted data set under another key; the data itself is not written again."""
+    from fastcl.data import secure
+
+    old = _key(key_file, key_env, False)
+    secure.SecureImages(path, old)  # before a new key is made
+    secure.rotate_key(path, old, _key(new_key_file, new_key_env, create_key))
+    typer.echo(f"{path}: opened by the new key, no longer by the old one")
+
+
+def _key(file: Path | None, env: str | None, create: bool) -> bytes:
+    from fastcl.data.secure import create_key_file, key_from_env, key_from_file
+
+    if (file is None) == (env is None) or (create and file is None):
+        raise ConfigError("a key is needed: either a file (which --create-key can write) or an environment variable")
+    if create and file is not None:
+        create_key_file(file)
+    return key_from_file(file) if file is not None else key_from_env(str(env))
