@@ -503,7 +503,9 @@ __device__ __forceinline__ float gradient_of_tile(const TilePass& p, const TileS
             g = fmaf(r.weight, cuda::exp2_approx(logit - r.log2_sum),
                      col.weight * cuda::exp2_approx(logit - col.log2_sum));
           if (masked && !is_kept(p, rows, cols, row0 + row_of(m, h), j)) g = 0.f;
-          sum = fmaf(g, logit, sum);
+          // A row of padding has similarity 0: far above what a column of very negative ones sums to, so g may be
+          // infinite.
+          if (kBounded || row0 + row_of(m, h) < rows.count) sum = fmaf(g, logit, sum);
           value = g * out;
         }
     }
