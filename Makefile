@@ -77,9 +77,11 @@ test-ptx: $(VENV)/.cuda $(VENV)/.test  ## the CUDA kernels' tests with the PTX t
 	FASTCL_EMULATOR_PTX=80 $(BIN)/python -m pytest -q -n auto tests/test_contrast_cuda.py -k 'not simt'
 	FASTCL_EMULATOR_PTX=90 $(BIN)/python -m pytest -q -n auto tests/test_contrast_cuda.py -k ntxent
 
+# libstdc++ comes first as well: ASan replaces its throw, and Python alone would not have loaded it yet.
 test-sanitized: $(VENV)/.test  ## every CUDA kernel on the emulator under TSan, and under ASan and UBSan
 	for sanitizer in thread:libtsan.so address:libasan.so; do \
-	  FASTCL_EMULATOR_SANITIZER=$${sanitizer%:*} LD_PRELOAD=$$(g++ -print-file-name=$${sanitizer#*:}) \
+	  FASTCL_EMULATOR_SANITIZER=$${sanitizer%:*} \
+	    LD_PRELOAD="$$(g++ -print-file-name=$${sanitizer#*:}) $$(g++ -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=halt_on_error=1:report_signal_unsafe=0:exitcode=66 \
 	    $(BIN)/python -m pytest -q -p no:cacheprovider tests/test_contrast_cuda.py -k same_bits || exit 1; \
 	done

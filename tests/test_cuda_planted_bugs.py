@@ -70,9 +70,12 @@ def sanitized(sanitizer: str, call: str) -> str:
     except RuntimeError as error:  # a compiler without its sanitizers' libraries
         pytest.skip(str(error)[-300:])
     library = {"thread": "libtsan.so", "address": "libasan.so"}[sanitizer]
-    path = subprocess.run(["g++", f"-print-file-name={library}"], capture_output=True, text=True).stdout.strip()
+    preloaded = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        for name in (library, "libstdc++.so")
+    ]
     environment = os.environ | {
-        "LD_PRELOAD": path,
+        "LD_PRELOAD": " ".join(preloaded),
         "FASTCL_EMULATOR_SANITIZER": sanitizer,
         "PYTHONPATH": str(Path(__file__).parent),
         "ASAN_OPTIONS": "detect_leaks=0",

@@ -271,8 +271,9 @@ __device__ __forceinline__ void multiply_tile(TileStream<P, kCols>& stream, int 
 
 // Whether a tile holds padding or a pair that is left out.
 template <int kCols>
-__device__ __forceinline__ bool tile_is_masked(const TilePass& p, const TileSide& cols, int row0, int col0) {
-  if (cols.group || col0 + kCols > cols.count) return true;
+__device__ __forceinline__ bool tile_is_masked(const TilePass& p, const TileSide& rows, const TileSide& cols, int row0,
+                                               int col0) {
+  if (cols.group || row0 + kBlockRows > rows.count || col0 + kCols > cols.count) return true;
   if (!p.period) return false;
   // i - j runs from low to high; is there a multiple of the period?
   const int low = row0 - col0 - (kCols - 1), high = row0 - col0 + kBlockRows - 1;
@@ -280,12 +281,12 @@ __device__ __forceinline__ bool tile_is_masked(const TilePass& p, const TileSide
 }
 
 __device__ __forceinline__ bool is_kept(const TilePass& p, const TileSide& rows, const TileSide& cols, int i, int j) {
-  if (j >= cols.count) return false;
+  if (i >= rows.count || j >= cols.count) return false;
   if (p.period) {  // at most two periods are rows
     const int distance = i < j ? j - i : i - j;
     if (distance == 0 || distance == p.period) return false;
   }
-  return !rows.group || i >= rows.count || rows.group[i] != cols.group[j];
+  return !rows.group || rows.group[i] != cols.group[j];
 }
 
 // Sets x to minus infinity where a pair is left out.
@@ -360,7 +361,7 @@ __device__ __forceinline__ void forward_segment(const TilePass& p, TileStream<P,
 #pragma unroll
         for (int e = 0; e < 4; ++e) x[m][n][e] *= factor[m][e / 2] * (e % 2 ? col.y : col.x);
     }
-    if (tile_is_masked<kForwardCols>(p, cols, row0, col0)) mask_tile<kForwardCols>(p, rows, cols, row0, col0, x);
+    if (tile_is_masked<kForwardCols>(p, rows, cols, row0, col0)) mask_tile<kForwardCols>(p, rows, cols, row0, col0, x);
 #pragma unroll
     for (int m = 0; m < kRowFragments; ++m)
 #pragma unroll
@@ -397,7 +398,7 @@ __device__ __forceinline__ void forward_segment(const TilePass& p, TileStream<P,
 #pragma unroll
           for (int m = 0; m < kRowFragments; ++m)
 #pragma unroll
-            for (int h = 0; h < 2; ++h) sums[2 * n + e] += row0 + row_of(m, h) < rows.count ? x[m][n][2 * h + e] : 0.f;
+            for (int h = 0; h < 2; ++h) sums[2 * n + e] += x[m][n][2 * h + e];
         }
       col_sums[threadIdx.x / 32][lane_id()] = sum_columns(sums);
       __syncthreads();
@@ -479,7 +480,7 @@ __device__ __forceinline__ float gradient_of_tile(const TilePass& p, const TileS
       row[m][h] = rows.term[row0 + row_of(m, h)];
       row[m][h].factor *= scale;
     }
-  const bool masked = tile_is_masked<kCols>(p, cols, row0, col0);
+  const bool masked = tile_is_masked<kCols>(p, rows, cols, row0, col0);
   float sum = 0.f;
 #pragma unroll
   for (int n = 0; n < kCols / 8; ++n)
@@ -502,7 +503,9 @@ __device__ __forceinline__ float gradient_of_tile(const TilePass& p, const TileS
             g = fmaf(r.weight, cuda::exp2_approx(logit - r.log2_sum),
                      col.weight * cuda::exp2_approx(logit - col.log2_sum));
           if (masked && !is_kept(p, rows, cols, row0 + row_of(m, h), j)) g = 0.f;
-          sum = fmaf(g, logit, sum);
+          // A row of padding has similarity 0: far above what a column of very negative ones sums to, so g may be
+          // infinite.
+          if (kBounded || row0 + row_of(m, h) < rows.count) sum = fmaf(g, logit, sum);
           value = g * out;
         }
     }
