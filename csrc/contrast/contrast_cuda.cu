@@ -249,8 +249,9 @@ __global__ void __launch_bounds__(kThreads, 4) finish_backward(FinishBackward p)
     return sum;
   };
   if (p.pull) {
-    const int n = rows / 2, own = i >= n, row = i - own * n;
-    finish_view(p.from, p.grad, n, own, row, p.norm[i], p.norm[own ? row : n + row], p.pull[row], first, total);
+    const int n = rows / 2, view = i >= n, row = i - view * n;
+    finish_view(p.from[view], p.from[!view], row, p.grad, i, p.norm[i], p.norm[view ? row : n + row], p.pull[row],
+                first, total);
   } else {
     for (int d = 4 * lane_id(); d < p.grad.dim; d += 128) p.grad.store(i, d, total(d));
   }

@@ -181,17 +181,16 @@ __device__ __forceinline__ PairTerms pair_terms(const UnitPair& pair, float scal
   return terms;
 }
 
-// Row `row` of view `own` by one warp: its gradient from that of its unit row, whose part by the negatives is total(d);
-// `keep` has room for `dim` sums, padded to a multiple of four.
+// Row `row` of a view by one warp, row i of `grad`: its gradient from that of its unit row, whose part by the negatives
+// is total(d); `keep` has room for `dim` sums, padded to a multiple of four.
 template <class Total>
-__device__ __forceinline__ void finish_view(const Matrix (&from)[2], const Matrix& grad, int n, int own, int row,
-                                            float norm, float other_norm, float pull, float* keep, Total total) {
+__device__ __forceinline__ void finish_view(Matrix own, Matrix other, int row, const Matrix& grad, int i, float norm,
+                                            float other_norm, float pull, float* keep, Total total) {
   const float unit = unit_factor(norm), positive = unit_factor(other_norm) * pull;
-  const int i = own * n + row;
   float along = 0.f;
   for (int d = 4 * lane_id(); d < grad.dim; d += 128) {
-    const float4 sum = plus(total(d), from[!own].load(row, d), positive);
-    along = dot(times(from[own].load(row, d), unit), sum, along);
+    const float4 sum = plus(total(d), other.load(row, d), positive);
+    along = dot(times(own.load(row, d), unit), sum, along);
     *reinterpret_cast<float4*>(keep + d) = sum;  // this thread reads it again below
   }
   along = warp_sum(along);
@@ -199,7 +198,7 @@ __device__ __forceinline__ void finish_view(const Matrix (&from)[2], const Matri
   const float inverse = norm == 0.f ? 0.f : unit, tangent = norm < kEps ? 0.f : along;
   for (int d = 4 * lane_id(); d < grad.dim; d += 128) {
     const float4 sum = *reinterpret_cast<const float4*>(keep + d);
-    grad.store(i, d, times(plus(sum, times(from[own].load(row, d), unit), -tangent), inverse));
+    grad.store(i, d, times(plus(sum, times(own.load(row, d), unit), -tangent), inverse));
   }
 }
 

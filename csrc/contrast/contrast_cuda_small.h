@@ -283,10 +283,12 @@ __global__ void __launch_bounds__(kSmallThreads<P>) ntxent_small_backward(SmallB
   __syncthreads();
   const float restore = 1.f / magnitude;
   for (int row = warp; row < kTileRows; row += kWarps) {
-    const int slot = row % kTileSamples, own = row / kTileSamples, i = block * kTileSamples + slot;
+    const int slot = row % kTileSamples, view = row / kTileSamples, i = block * kTileSamples + slot;
     float* sum = handed + row * stride;
+    const Matrix first = p.from[0], second = p.from[1];  // an array would be copied to be indexed
     if (i < p.n)
-      finish_view(p.from, out.to, p.n, own, i, norm[row], norm[(row + kTileSamples) % kTileRows], pull[slot], sum,
+      finish_view(view ? second : first, view ? first : second, i, out.to, view * p.n + i, norm[row],
+                  norm[(row + kTileSamples) % kTileRows], pull[slot], sum,
                   [&](int d) { return times(*reinterpret_cast<const float4*>(sum + d), restore); });
   }
 
