@@ -18,7 +18,7 @@ constexpr float kLeastSquare = 1e-24f, kLargestSquare = 1e30f;
 // ---- four values of a row, of any type ----
 
 __device__ __forceinline__ float half_to_float(uint16_t bits, FloatType type) {
-  return type == FloatType::kBFloat16 ? bfloat16_to_float(bits) : float16_to_float(bits);
+  return type == FloatType::kBFloat16 ? bfloat16_to_float(bits) : __half2float(__ushort_as_half(bits));
 }
 __device__ __forceinline__ uint16_t float_to_half(float value, FloatType type) {
   return type == FloatType::kBFloat16 ? float_to_bfloat16(value) : float_to_float16(value);
@@ -96,12 +96,17 @@ __device__ __forceinline__ RowTerm row_term(float factor, float weight, float lo
 
 // ---- NT-Xent: both views of a sample ----
 
+template <class Values>
+__device__ __forceinline__ uint2 pack_four(float4 v) {
+  return make_uint2(Values::pack(v.x, v.y), Values::pack(v.z, v.w));
+}
+
 __device__ __forceinline__ void store_four(unsigned char* to, FloatType element, float4 v) {
   if (element == FloatType::kFloat32)
     *reinterpret_cast<float4*>(to) = v;
   else
-    *reinterpret_cast<ushort4*>(to) = make_ushort4(float_to_half(v.x, element), float_to_half(v.y, element),
-                                                   float_to_half(v.z, element), float_to_half(v.w, element));
+    *reinterpret_cast<uint2*>(to) =
+        element == FloatType::kBFloat16 ? pack_four<BFloat16Values>(v) : pack_four<Float16Values>(v);
 }
 
 // The length of a row whose elements d to d + 3 are row(d). The whole warp calls; kLanes lanes share a row.

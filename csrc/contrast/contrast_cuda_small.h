@@ -12,8 +12,8 @@
 namespace fastcl {
 
 constexpr int kSmallPanels = 4;  // of a row, at most: a thread's sums of the gradient take up to 128 registers
-// Elements that every thread block reads and normalises, at most: at about 8 instructions each, and 128 a cycle for a
-// multiprocessor, 4,096 cycles, which is less than two launches take.
+// Elements that every thread block reads and normalises, at most: at about 10 instructions each, and 128 a cycle on a
+// multiprocessor, 5,120 cycles, which is less than the two launches that are saved take (docs/cuda-kernels.md).
 constexpr int64_t kSmallElements = 1 << 16;
 constexpr int kTileSamples = 8, kTileRows = 2 * kTileSamples;
 constexpr int kTilePanelBytes = kTileRows * kPanelBytes;
