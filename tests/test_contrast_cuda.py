@@ -116,17 +116,9 @@ def test_similarity_lse_matches_fp64(products, shape, grouped, scale):
             assert error <= relative * max(unit, reference.abs().max().item())
 
 
-# samples, dim, launches of each pass: ntxent has a path of its own where a row takes at most four panels of 128 bytes and
-# the batch at most 65,536 elements, padded to panels. Ragged against its tiles of 8 samples.
-BATCHES = {"small": (97, 36, 1), "of_long_rows": (97, 290, 3)}
-
-
-@pytest.mark.parametrize("scale", [10.0, 200.0], ids=["bounded", "unbounded"])
-@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES.keys())
-@pytest.mark.parametrize("products", PRODUCTS.values(), ids=PRODUCTS.keys())
-def test_ntxent_matches_fp64(products, batch, scale):
+def check_ntxent(products: Any, n: int, dim: int, scale: float, launches: int) -> None:
+    """Within test_similarity_lse_matches_fp64's bounds of float64; `launches` of each pass."""
     dtype, precision, capability, rounding, on_tensor_cores = products
-    n, dim, launches = batch
     z0 = torch.randn(n, dim)
     z1 = (z0 + 0.4 * torch.randn(n, dim)).to(dtype).requires_grad_()
     z0 = z0.to(dtype).requires_grad_()
@@ -153,22 +145,26 @@ def test_ntxent_matches_fp64(products, batch, scale):
         assert ((ours - reference) / unit).abs().max() <= bound
 
 
+# samples, dim, launches of each pass: ntxent has a path of its own where a row takes at most four panels of 128 bytes
+# and the batch at most 65,536 elements, padded to panels. Ragged against its tiles of 8 samples.
+BATCHES = {"small": (97, 36, 1), "of_long_rows": (97, 290, 3)}
+
+
+@pytest.mark.parametrize("scale", [10.0, 200.0], ids=["bounded", "unbounded"])
+@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES.keys())
+@pytest.mark.parametrize("products", PRODUCTS.values(), ids=PRODUCTS.keys())
+def test_ntxent_matches_fp64(products, batch, scale):
+    check_ntxent(products, *batch[:2], scale, batch[2])
+
+
 @pytest.mark.parametrize("products", PRODUCTS.values(), ids=PRODUCTS.keys())
 def test_the_longest_rows_and_largest_batch_of_one_launch(products):
-    """The gradient's sums take most registers, and most shared memory. One row more, or element, and it is three."""
+    """Where the gradient's sums take most registers and most shared memory; an element or a sample more takes three."""
     dtype, precision, capability, *_ = products
     dim = 256 if capability >= 80 and (dtype != torch.float32 or precision == "medium") else 128
-    with device.compute_capability(capability):
-        for n, longer, launches in ((13, 0, 1), (13, 1, 3), (2**15 // dim + 1, 0, 3)):
-            z0, z1 = (torch.randn(n, dim + longer).to(dtype).requires_grad_() for _ in range(2))
-            s = torch.tensor(5.0, requires_grad=True)
-            with device.statistics() as counted:
-                got = gradients([ntxent(z0, z1, s, precision=precision)], [z0, z1, s])
-            assert counted.launches == 2 * launches
-            with fastcl.use_backend("reference"):
-                exact = gradients([ntxent(z0.double(), z1.double(), s.double())], [z0, z1, s])
-            for ours, reference in zip(got, exact, strict=True):
-                assert (ours - reference).abs().max() <= 2e-2 * (1 + reference.abs().max())
+    check_ntxent(products, 13, dim, 5.0, launches=1)
+    check_ntxent(products, 13, dim + 1, 5.0, launches=3)
+    check_ntxent(products, 2**15 // dim + 1, dim, 5.0, launches=3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
