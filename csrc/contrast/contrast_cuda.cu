@@ -64,7 +64,7 @@ struct PrepareSides {
   float* grad_scale;  // set to 0, null in a forward pass
 };
 
-__global__ void __launch_bounds__(kThreads) prepare_sides(PrepareSides p) {
+__global__ void __launch_bounds__(kThreads, 4) prepare_sides(PrepareSides p) {
   if (p.grad_scale && blockIdx.x == 0 && threadIdx.x == 0) *p.grad_scale = 0.f;
   const int first_blocks = p.to[0].blocks;
   const int side = blockIdx.x >= first_blocks;
@@ -112,7 +112,7 @@ struct PrepareViews {
   const float* scale;
 };
 
-__global__ void __launch_bounds__(kThreads) prepare_views(PrepareViews p) {
+__global__ void __launch_bounds__(kThreads, 4) prepare_views(PrepareViews p) {
   const int n = p.to.count / 2, padding = p.to.padded - p.to.count;
   float largest_weight = 0.f;
   for (int r = threadIdx.x / 32; r < kPrepareRows; r += kWarps) {

@@ -68,7 +68,7 @@ __device__ __forceinline__ void multiply_rows(const SmallBatch& p, const unsigne
 }
 
 template <class P>
-__global__ void __launch_bounds__(kSmallThreads<P>) ntxent_small_forward(SmallBatch p, float* losses) {
+__global__ void __launch_bounds__(kSmallThreads<P>, 2) ntxent_small_forward(SmallBatch p, float* losses) {
   if constexpr (!runs_here<P>()) return;
   constexpr int kWarps = kSmallWarps<P>;
   FASTCL_DYNAMIC_SHARED(shared);
