@@ -60,7 +60,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
             yield request.param
     elif request.param == "native":
         if fastcl.backends()["ntxent"]["cpu"] != "native":
-            pytest.skip("native kernels were not built: no C++ compiler at install time")
+            pytest.skip(f"native kernels are not there: {registry.native_absent_because}")
         with fastcl.use_backend("native"):
             yield request.param
     elif request.param == "emulated":

@@ -345,6 +345,25 @@ class TestLadder:
         code, output = fastcl_command(*arguments)
         assert (code, first.read_bytes() == kept, "kept from before" in output) == (0, True, True)
 
+    def test_ctrl_c_says_how_to_go_on(self, out: Path):
+        from run_helpers import fastcl_process
+
+        # Started from a shell's background, a process ignores Ctrl-C, and so would its children.
+        process = fastcl_process(
+            "compress", str(out), "--epochs=5000", "--prune=0.5", "--student=4",
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
+        assert process.stdout is not None
+        shown = ""
+        while "distill" not in shown and (line := process.stdout.readline()):
+            shown += line
+        process.send_signal(signal.SIGINT)
+        shown += process.communicate(timeout=100)[0]
+        assert process.returncode == 130, shown
+        assert "stopped; to go on: fastcl compress" in shown
+        assert "Traceback" not in shown
+        assert not list(out.rglob(".tmp*"))
+
     def test_wrong_arguments(self, out: Path, tmp_path: Path):
         from run_helpers import fastcl_command
 
