@@ -139,8 +139,8 @@ __global__ void __launch_bounds__(kSmallThreads<P>, 2) ntxent_small_forward(Smal
   losses[row / kTileSamples * p.n + i] = ntxent_loss(margin * kLn2);
 }
 
-// Counts the thread blocks of a launch in memory that nobody sets to zero: from a tag on, which no array of numbers
-// holds (each half is a NaN, and none that arithmetic gives). Anything else counts as none.
+// Counts the thread blocks of a launch in memory that nobody sets to zero: from a tag on, which no array of floats
+// holds (each half is a NaN, and none that arithmetic gives), other ones by chance alone. Anything else counts as none.
 constexpr unsigned long long kTicketTag = 0xFFE5C0DAFFE5C000ull;
 
 // Whether this is the last of `count` calls. The ticket is left without a tag, so that a launch may be replayed.
