@@ -116,11 +116,9 @@ def test_similarity_lse_matches_fp64(products, shape, grouped, scale):
             assert error <= relative * max(unit, reference.abs().max().item())
 
 
-@pytest.mark.parametrize("scale", [10.0, 200.0], ids=["bounded", "unbounded"])
-@pytest.mark.parametrize("products", PRODUCTS.values(), ids=PRODUCTS.keys())
-def test_ntxent_matches_fp64(products, scale):
+def check_ntxent(products: Any, n: int, dim: int, scale: float, launches: int) -> None:
+    """Within test_similarity_lse_matches_fp64's bounds of float64; `launches` of each pass."""
     dtype, precision, capability, rounding, on_tensor_cores = products
-    n, dim = 97, 36
     z0 = torch.randn(n, dim)
     z1 = (z0 + 0.4 * torch.randn(n, dim)).to(dtype).requires_grad_()
     z0 = z0.to(dtype).requires_grad_()
@@ -128,6 +126,8 @@ def test_ntxent_matches_fp64(products, scale):
     with device.compute_capability(capability), device.statistics() as counted:
         got = gradients([ntxent(z0, z1, s, precision=precision)], [z0, z1, s])
     assert (counted.mma > 0) == on_tensor_cores
+    assert counted.ldmatrix_conflicts == 0
+    assert counted.launches == 2 * launches
 
     exact_inputs = [t.detach().double().requires_grad_() for t in (z0, z1, s)]
     z = functional.normalize(torch.cat(exact_inputs[:2]), dim=1)
@@ -145,18 +145,54 @@ def test_ntxent_matches_fp64(products, scale):
         assert ((ours - reference) / unit).abs().max() <= bound
 
 
+# samples, dim, launches of each pass: ntxent has a path of its own where a row takes at most four panels of 128 bytes
+# and the batch at most 65,536 elements, padded to panels. Ragged against its tiles of 8 samples.
+BATCHES = {"small": (97, 36, 1), "of_long_rows": (97, 290, 3)}
+
+
+@pytest.mark.parametrize("scale", [10.0, 200.0], ids=["bounded", "unbounded"])
+@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES.keys())
+@pytest.mark.parametrize("products", PRODUCTS.values(), ids=PRODUCTS.keys())
+def test_ntxent_matches_fp64(products, batch, scale):
+    check_ntxent(products, *batch[:2], scale, batch[2])
+
+
+@pytest.mark.parametrize("products", PRODUCTS.values(), ids=PRODUCTS.keys())
+def test_the_longest_rows_and_largest_batch_of_one_launch(products):
+    """Where the gradient's sums take most registers and most shared memory; an element or a sample more takes three."""
+    dtype, precision, capability, *_ = products
+    dim = 256 if capability >= 80 and (dtype != torch.float32 or precision == "medium") else 128
+    check_ntxent(products, 13, dim, 5.0, launches=1)
+    check_ntxent(products, 13, dim + 1, 5.0, launches=3)
+    check_ntxent(products, 2**15 // dim + 1, dim, 5.0, launches=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("dim", [20, 270], ids=["small", "of_long_rows"])
+def test_nan_in_one_row_makes_all_losses_nan(dim, dtype):
+    """Each row is a negative or the positive of every other one."""
+    z = torch.randn(2, 21, dim).to(dtype)
+    z[1, 20, dim - 1] = torch.nan
+    z0, z1 = (view.requires_grad_() for view in z.clone())
+    losses = ntxent(z0, z1, 10.0)
+    assert losses.isnan().all()
+    assert all(grad.isnan().all() for grad in torch.autograd.grad(losses.sum(), [z0, z1]))
+
+
 @pytest.mark.parametrize("products", PRODUCTS.values(), ids=PRODUCTS.keys())
 def test_same_bits_under_every_schedule(products):
     """A missing barrier or wait shows as a difference; so does a sum whose order is left to chance."""
     dtype, precision, capability, *_ = products
-    q, k, z = (torch.randn(*shape).to(dtype) for shape in ((131, 20), (37, 20), (2, 34, 20)))
+    sizes = (131, 20), (37, 20), (2, 9, 260), (2, 77, 20)  # of ntxent: three launches, and one
+    q, k, *views = (torch.randn(*size).to(dtype) for size in sizes)
 
     def run() -> list[Tensor]:
         results = []
         for scale in (1.0, 40.0):
-            inputs = [t.clone().requires_grad_() for t in (q, k, z[0], z[1])]
+            inputs = [t.clone().requires_grad_() for t in (q, k, *views)]
             s = torch.tensor(scale, requires_grad=True)
-            values = [*lse_of(*inputs[:2], s, None, None, precision), ntxent(*inputs[2:], s, precision=precision)]
+            losses = [ntxent(z[0], z[1], s, precision=precision) for z in inputs[2:]]
+            values = [*lse_of(*inputs[:2], s, None, None, precision), *losses]
             results += [*values, *torch.autograd.grad(weighted(values), [*inputs, s])]
         return [result.reshape(-1) for result in results]
 
@@ -164,9 +200,10 @@ def test_same_bits_under_every_schedule(products):
         device.same_under_every_schedule(run)
 
 
-def test_float16_gradients_keep_their_range():
+@pytest.mark.parametrize("dim", [16, 270], ids=["small", "of_long_rows"])
+def test_float16_gradients_keep_their_range(dim):
     """Losses weighted by 1e-6 or 1e6, as gradient scaling does: the gradient is that of weight 1, times the weight."""
-    z = torch.randn(2, 40, 16).half()
+    z = torch.randn(2, 40, dim).half()
 
     def gradient(weight: float) -> Tensor:
         z0 = z[0].clone().requires_grad_()
@@ -180,9 +217,10 @@ def test_float16_gradients_keep_their_range():
     torch.testing.assert_close(gradient(2.0**-6), gradient(1.0), rtol=2**-9, atol=2**-18)
 
 
-def test_rows_may_be_huge():
+@pytest.mark.parametrize("dim", [8, 270], ids=["small", "of_long_rows"])
+def test_rows_may_be_huge(dim):
     """Squares and products beyond their type's range: rows are scaled by a power of two first."""
-    z = torch.randn(2, 9, 8)
+    z = torch.randn(2, 9, dim)
     for dtype, factor in ((torch.bfloat16, 2.0**100), (torch.float16, 2.0**13), (torch.float32, 2.0**100)):
         small, large = z.to(dtype), (z.to(dtype) * factor).to(dtype)
         torch.testing.assert_close(ntxent(*large, 10.0), ntxent(*small, 10.0), rtol=1e-6, atol=1e-6)
@@ -201,14 +239,15 @@ def test_the_host_reads_nothing_back_from_the_device():
     assert not any(word in host for word in ("cudaMemcpy", "Synchronize", "cudaMalloc"))
 
 
-def test_nothing_is_read_before_it_is_written():
+@pytest.mark.parametrize("dim", [40, 270], ids=["small", "of_long_rows"])
+def test_nothing_is_read_before_it_is_written(dim):
     """Scratch memory holds what an earlier tensor left there: large numbers here, NaN elsewhere in these tests."""
-    z = torch.randn(2, 70, 40)
+    z = torch.randn(2, 70, dim)
 
     def run(z: Tensor) -> list[Tensor]:
-        z0 = z[0].clone().requires_grad_()
-        losses = ntxent(z0, z[1], 10.0)
-        return [losses.detach(), torch.autograd.grad(losses.sum(), z0)[0]]
+        z0, s = z[0].clone().requires_grad_(), torch.tensor(10.0, requires_grad=True)
+        losses = ntxent(z0, z[1], s)
+        return [losses.detach(), *torch.autograd.grad(losses.sum(), [z0, s])]
 
     for dtype in (torch.float32, torch.float16):
         expected = run(z.to(dtype))

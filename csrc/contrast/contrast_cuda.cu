@@ -4,6 +4,8 @@
 #include <string>
 
 #include "contrast/contrast_cuda.h"
+#include "contrast/contrast_cuda_rows.h"
+#include "contrast/contrast_cuda_small.h"
 #include "contrast/contrast_cuda_tiles.h"
 #include "ntxent/ntxent_math.h"
 
@@ -14,88 +16,6 @@ constexpr int kThreads = 256;  // of the kernels around the tiles: eight warps, 
 constexpr int kWarps = kThreads / 32;
 constexpr int kPrepareRows = 4 * kWarps;          // rows of a block of `prepare`
 constexpr size_t kColumnRoom = size_t(64) << 20;  // bytes of column sums; more, and columns are summed as rows
-constexpr float kEps = 1e-12f;                    // torch.nn.functional.normalize's
-// Sums of squares outside are formed again in double: those of float32 may have overflowed, or lost what is small.
-constexpr float kLeastSquare = 1e-24f, kLargestSquare = 1e30f;
-
-// ---- four values of a row, of any type ----
-
-__device__ __forceinline__ float half_to_float(uint16_t bits, FloatType type) {
-  return type == FloatType::kBFloat16 ? bfloat16_to_float(bits) : float16_to_float(bits);
-}
-__device__ __forceinline__ uint16_t float_to_half(float value, FloatType type) {
-  return type == FloatType::kBFloat16 ? float_to_bfloat16(value) : float_to_float16(value);
-}
-
-// A matrix of a user's tensor. `by_four`: rows start at multiples of four elements, aligned so.
-struct Matrix {
-  void* data;
-  FloatType type;
-  int dim;
-  bool by_four;
-
-  // Elements d to d + 3 of row i, zero beyond the row.
-  __device__ __forceinline__ float4 load(int64_t i, int d) const {
-    const int64_t at = i * dim + d;
-    float v[4];
-    if (by_four && d < dim) {
-      if (type == FloatType::kFloat32) return *reinterpret_cast<const float4*>(static_cast<const float*>(data) + at);
-      const ushort4 h = *reinterpret_cast<const ushort4*>(static_cast<const uint16_t*>(data) + at);
-      return make_float4(half_to_float(h.x, type), half_to_float(h.y, type), half_to_float(h.z, type),
-                         half_to_float(h.w, type));
-    }
-#pragma unroll
-    for (int e = 0; e < 4; ++e)
-      v[e] = d + e >= dim                  ? 0.f
-             : type == FloatType::kFloat32 ? static_cast<const float*>(data)[at + e]
-                                           : half_to_float(static_cast<const uint16_t*>(data)[at + e], type);
-    return make_float4(v[0], v[1], v[2], v[3]);
-  }
-
-  __device__ __forceinline__ void store(int64_t i, int d, float4 value) const {
-    const int64_t at = i * dim + d;
-    if (by_four) {
-      if (type == FloatType::kFloat32)
-        *reinterpret_cast<float4*>(static_cast<float*>(data) + at) = value;
-      else
-        *reinterpret_cast<ushort4*>(static_cast<uint16_t*>(data) + at) =
-            make_ushort4(float_to_half(value.x, type), float_to_half(value.y, type), float_to_half(value.z, type),
-                         float_to_half(value.w, type));
-      return;
-    }
-    const float v[4] = {value.x, value.y, value.z, value.w};
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      if (d + e >= dim) break;
-      if (type == FloatType::kFloat32)
-        static_cast<float*>(data)[at + e] = v[e];
-      else
-        static_cast<uint16_t*>(data)[at + e] = float_to_half(v[e], type);
-    }
-  }
-};
-
-Matrix matrix(const void* data, FloatType type, int dim) {
-  const size_t alignment = 4 * size_of(type);
-  return {const_cast<void*>(data), type, dim, dim % 4 == 0 && reinterpret_cast<uintptr_t>(data) % alignment == 0};
-}
-
-__device__ __forceinline__ float4 times(float4 v, float factor) {
-  return make_float4(v.x * factor, v.y * factor, v.z * factor, v.w * factor);
-}
-__device__ __forceinline__ float dot(float4 a, float4 b, float sum) {
-  return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
-}
-// a + b * factor
-__device__ __forceinline__ float4 plus(float4 a, float4 b, float factor) {
-  return make_float4(fmaf(b.x, factor, a.x), fmaf(b.y, factor, a.y), fmaf(b.z, factor, a.z), fmaf(b.w, factor, a.w));
-}
-
-__device__ __forceinline__ double warp_sum(double value) {
-#pragma unroll
-  for (int step = 16; step; step /= 2) value += __shfl_xor_sync(~0u, value, step);
-  return value;
-}
 
 // ---- prepare ----
 
@@ -116,23 +36,12 @@ struct PreparedRows {
 
   __device__ __forceinline__ int dims() const { return stride / (element == FloatType::kFloat32 ? 4 : 2); }
   __device__ __forceinline__ void store(unsigned char* rows, int i, int d, float4 v) const {
-    unsigned char* row = rows + size_t(i) * stride;
-    if (element == FloatType::kFloat32)
-      *reinterpret_cast<float4*>(row + 4 * d) = v;
-    else
-      *reinterpret_cast<ushort4*>(row + 2 * d) = make_ushort4(float_to_half(v.x, element), float_to_half(v.y, element),
-                                                              float_to_half(v.z, element), float_to_half(v.w, element));
+    store_four(rows + size_t(i) * stride + d * size_of(element), element, v);
   }
   __device__ __forceinline__ void clear(unsigned char* rows, int i) const {
     for (int d = 4 * lane_id(); d < dims(); d += 128) store(rows, i, d, make_float4(0.f, 0.f, 0.f, 0.f));
   }
 };
-
-// A row without a pair has nothing to weigh.
-__device__ __forceinline__ RowTerm row_term(float factor, float weight, float log2_sum) {
-  if (log2_sum == -INFINITY) return {factor, 0.f, 0.f, 0.f};
-  return {factor, weight, log2_sum, weight * exp2f(-log2_sum)};
-}
 
 // values[block] = the maximum of every warp's value.
 __device__ __forceinline__ void store_block_max(float value, float* values, int block) {
@@ -155,7 +64,7 @@ struct PrepareSides {
   float* grad_scale;  // set to 0, null in a forward pass
 };
 
-__global__ void __launch_bounds__(kThreads) prepare_sides(PrepareSides p) {
+__global__ void __launch_bounds__(kThreads, 4) prepare_sides(PrepareSides p) {
   if (p.grad_scale && blockIdx.x == 0 && threadIdx.x == 0) *p.grad_scale = 0.f;
   const int first_blocks = p.to[0].blocks;
   const int side = blockIdx.x >= first_blocks;
@@ -203,28 +112,8 @@ struct PrepareViews {
   const float* scale;
 };
 
-__device__ __forceinline__ float row_norm(const Matrix& from, int i) {
-  float square = 0.f;
-  for (int d = 4 * lane_id(); d < from.dim; d += 128) {
-    const float4 v = from.load(i, d);
-    square = dot(v, v, square);
-  }
-  square = warp_sum(square);
-  if (square >= kLeastSquare && square <= kLargestSquare) return sqrtf(square);
-  double sum = 0;
-  for (int d = 4 * lane_id(); d < from.dim; d += 128) {
-    const float4 v = from.load(i, d);
-    sum += double(v.x) * v.x + double(v.y) * v.y + double(v.z) * v.z + double(v.w) * v.w;
-  }
-  return static_cast<float>(sqrt(warp_sum(sum)));
-}
-
-__device__ __forceinline__ float unit_factor(float norm) { return 1.f / (norm < kEps ? kEps : norm); }
-
-__global__ void __launch_bounds__(kThreads) prepare_views(PrepareViews p) {
+__global__ void __launch_bounds__(kThreads, 4) prepare_views(PrepareViews p) {
   const int n = p.to.count / 2, padding = p.to.padded - p.to.count;
-  // 16-bit rows stay as they are, but for a power of two that keeps their products in range; the rest is the factor.
-  const bool exact = p.rows.element == p.from[0].type && p.rows.element != FloatType::kFloat32;
   float largest_weight = 0.f;
   for (int r = threadIdx.x / 32; r < kPrepareRows; r += kWarps) {
     const int i = blockIdx.x * kPrepareRows + r;
@@ -238,43 +127,24 @@ __global__ void __launch_bounds__(kThreads) prepare_views(PrepareViews p) {
       }
       continue;
     }
-    float norm[2], unit[2], stored[2], factor[2];
-#pragma unroll
-    for (int view = 0; view < 2; ++view) {
-      norm[view] = row_norm(p.from[view], i);
-      unit[view] = unit_factor(norm[view]);
-      stored[view] = unit[view];
-      if (exact) stored[view] = exp2f(floorf(log2f(unit[view])));
-      factor[view] = exact && stored[view] > 0.f ? unit[view] / stored[view] : 1.f;
-    }
-    float cosine = 0.f;
-    for (int d = 4 * lane_id(); d < p.rows.dims(); d += 128) {
-      const float4 a = p.from[0].load(i, d), b = p.from[1].load(i, d);
-      cosine = dot(times(a, unit[0]), times(b, unit[1]), cosine);
-      p.rows.store(p.to.rows, i, d, times(a, stored[0]));
-      p.rows.store(p.to.rows, n + i, d, times(b, stored[1]));
-    }
-    const float positive = *p.scale * kLog2E * warp_sum(cosine);
-    float pull = 0.f;
+    const UnitPair pair =
+        unit_pair<32>(p.from, i, true, p.rows.element, p.rows.dims(), *p.scale,
+                      [&](int view, int d, float4 v) { p.rows.store(p.to.rows, view * n + i, d, v); });
+    PairTerms terms{};
+    if (p.to.term) terms = pair_terms(pair, *p.scale, p.losses, p.grad, n, i);
 #pragma unroll
     for (int view = 0; view < 2; ++view) {
       const int row = view * n + i;
-      RowTerm term{};
-      if (p.to.term) {
-        const float weight = *p.scale * p.grad[row];
-        term = row_term(factor[view], weight, fmaf(p.losses[row], kLog2E, positive));
-        largest_weight = fmaxf(largest_weight, fabsf(weight));
-        pull = fmaf(weight, ntxent_positive_gradient(p.losses[row]), pull);
-      }
+      largest_weight = fmaxf(largest_weight, fabsf(terms.row[view].weight));
       if (lane_id() == 0) {
-        p.norm[row] = norm[view];
-        p.to.factor[row] = factor[view];
-        if (p.to.term) p.to.term[row] = term;
+        p.norm[row] = pair.norm[view];
+        p.to.factor[row] = pair.factor[view];
+        if (p.to.term) p.to.term[row] = terms.row[view];
       }
     }
     if (lane_id() == 0) {
-      p.positive[i] = positive;
-      if (p.pull) p.pull[i] = pull;
+      p.positive[i] = pair.positive;
+      if (p.pull) p.pull[i] = terms.pull;
     }
   }
   if (threadIdx.x == 0) p.to.largest[blockIdx.x] = 1.f;
@@ -366,39 +236,24 @@ __global__ void __launch_bounds__(kThreads, 4) finish_backward(FinishBackward p)
   const int rows = tiles.q.count;
   if (p.grad_scale && blockIdx.x == gridDim.x - 1) return finish_scale(p);
   const int i = blockIdx.x * kWarps + threadIdx.x / 32;
-  if (i < rows) {
-    float along = 0.f;
-    const TileOrder order = backward_order(tiles);
-    const int block = i / kBlockRows;
-    const Shares shares = shares_of(order, tiles.shares, block);
-    const size_t stride = tiles.gradient_stride;
-    float* first = tiles.gradient + ((size_t(shares.first) + block) * kBlockRows + i % kBlockRows) * stride;
-    const int n = rows / 2;
-    const bool views = p.pull != nullptr;
-    const int own = views && i >= n, row = views ? i - own * n : i;
-    const float unit = views ? unit_factor(p.norm[i]) : 1.f;
-    const float positive_unit = views ? unit_factor(p.norm[own ? i - n : i + n]) * p.pull[row] : 0.f;
-    for (int d = 4 * lane_id(); d < p.grad.dim; d += 128) {
-      float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
-      for (int share = 0; share <= shares.last - shares.first; ++share)
-        sum = plus(sum, *reinterpret_cast<const float4*>(first + share * (kBlockRows * stride) + d), 1.f);
-      if (views) sum = plus(sum, p.from[!own].load(row, d), positive_unit);
-      along = dot(times(p.from[own].load(row, d), unit), sum, along);
-      if (views)
-        *reinterpret_cast<float4*>(first + d) = sum;  // this thread reads it again below
-      else
-        p.grad.store(i, d, sum);
-    }
-    along = warp_sum(along);
-    if (views) {
-      // Only the part across the row changes its direction; a row of zeros has none.
-      const float norm = p.norm[i];
-      const float inverse = norm == 0.f ? 0.f : unit, tangent = norm < kEps ? 0.f : along;
-      for (int d = 4 * lane_id(); d < p.grad.dim; d += 128) {
-        const float4 sum = *reinterpret_cast<const float4*>(first + d);
-        p.grad.store(i, d, times(plus(sum, times(p.from[own].load(row, d), unit), -tangent), inverse));
-      }
-    }
+  if (i >= rows) return;
+  const TileOrder order = backward_order(tiles);
+  const int block = i / kBlockRows;
+  const Shares shares = shares_of(order, tiles.shares, block);
+  const size_t stride = tiles.gradient_stride;
+  float* first = tiles.gradient + ((size_t(shares.first) + block) * kBlockRows + i % kBlockRows) * stride;
+  const auto total = [&](int d) {
+    float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
+    for (int share = 0; share <= shares.last - shares.first; ++share)
+      sum = plus(sum, *reinterpret_cast<const float4*>(first + share * (kBlockRows * stride) + d), 1.f);
+    return sum;
+  };
+  if (p.pull) {
+    const int n = rows / 2, view = i >= n, row = i - view * n;
+    finish_view(p.from[view], p.from[!view], row, p.grad, i, p.norm[i], p.norm[view ? row : n + row], p.pull[row],
+                first, total);
+  } else {
+    for (int d = 4 * lane_id(); d < p.grad.dim; d += 128) p.grad.store(i, d, total(d));
   }
 }
 
@@ -571,6 +426,30 @@ struct Plan {
   }
 };
 
+// ---- small batches of ntxent ----
+
+SmallBatch small_batch(const CudaContrast& p) {
+  const FloatType element = element_of(p.products);
+  return {{matrix(p.q, p.type, p.dim), matrix(p.k, p.type, p.dim)},
+          p.rows / 2,
+          element,
+          blocks_of(p.dim * size_of(element), kPanelBytes),
+          p.scale};
+}
+
+// Which path a problem takes.
+bool is_small(const CudaContrast& p) {
+  if (!p.ntxent) return false;
+  const SmallBatch batch = small_batch(p);
+  return batch.panels <= kSmallPanels && int64_t(p.rows) * batch.dims() <= kSmallElements;
+}
+
+SmallGradient small_gradient(const CudaContrast& p, const CudaContrastBackward& out, Cutter& scratch) {
+  float* partial = scratch.array<float>(small_batch(p).tiles());
+  return {out.row_lse,   out.grad_row, matrix(out.grad_q, p.type, p.dim), partial, scratch.array<unsigned long long>(1),
+          out.grad_scale};
+}
+
 }  // namespace
 
 CudaProducts cuda_products(FloatType type, const char* precision, int capability) {
@@ -582,6 +461,7 @@ CudaProducts cuda_products(FloatType type, const char* precision, int capability
 }
 
 size_t cuda_contrast_forward_bytes(const CudaContrast& problem, bool columns) {
+  if (is_small(problem)) return 0;
   Plan plan(problem, nullptr, false);
   plan.forward(columns);
   return plan.scratch.used();
@@ -589,6 +469,15 @@ size_t cuda_contrast_forward_bytes(const CudaContrast& problem, bool columns) {
 
 void cuda_contrast_forward(const CudaContrast& problem, const CudaContrastForward& out, void* memory,
                            cuda::Stream stream) {
+  if (is_small(problem)) {
+    with_products(problem.products, [&](auto products) {
+      using P = decltype(products);
+      const SmallBatch batch = small_batch(problem);
+      cuda::launch(ntxent_small_forward<P>, dim3(batch.tiles()), dim3(kSmallThreads<P>),
+                   small_shared_bytes<P>(batch.panels), stream, batch, out.row_lse);
+    });
+    return;
+  }
   Plan plan(problem, memory, false);
   plan.forward(out.col_lse != nullptr);
   plan.prepare(nullptr, stream);
@@ -606,6 +495,11 @@ void cuda_contrast_forward(const CudaContrast& problem, const CudaContrastForwar
 }
 
 size_t cuda_contrast_backward_bytes(const CudaContrast& problem) {
+  if (is_small(problem)) {
+    Cutter scratch(nullptr);
+    small_gradient(problem, {}, scratch);
+    return scratch.used();
+  }
   Plan plan(problem, nullptr, true);
   plan.backward();
   return plan.scratch.used();
@@ -613,6 +507,17 @@ size_t cuda_contrast_backward_bytes(const CudaContrast& problem) {
 
 void cuda_contrast_backward(const CudaContrast& problem, const CudaContrastBackward& out, void* memory,
                             cuda::Stream stream) {
+  if (is_small(problem)) {
+    Cutter scratch(memory);
+    const SmallGradient gradient = small_gradient(problem, out, scratch);
+    with_products(problem.products, [&](auto products) {
+      using P = decltype(products);
+      const SmallBatch batch = small_batch(problem);
+      cuda::launch(ntxent_small_backward<P>, dim3(batch.tiles()), dim3(kSmallThreads<P>),
+                   small_shared_bytes<P>(batch.panels), stream, batch, gradient);
+    });
+    return;
+  }
   Plan plan(problem, memory, true);
   plan.backward();
   plan.prepare(&out, stream);

@@ -7,6 +7,8 @@
 //             spans, and write what they have of each block of rows as partial sums
 //   finish    sums the partial sums in a fixed order
 //
+// Small batches of ntxent take one launch for each pass (contrast_cuda_small.h).
+//
 // Nothing is read back to the host, and no sum is formed by atomics: the same inputs give the same bits on one device.
 #pragma once
 
@@ -59,7 +61,7 @@ struct CudaContrastBackward {
   const float* grad_row;  // [rows]; ntxent: of the losses
   const float* col_lse;   // [cols], null: no column terms
   const float* grad_col;  // [cols], null: no column terms
-  void* grad_q;           // [rows, dim], null: not wanted
+  void* grad_q;           // [rows, dim], null: not wanted (ntxent: never)
   void* grad_k;           // [cols, dim], null: not wanted, or symmetric
   float* grad_scale;      // [1]; formed from grad_q, 0 where that is not wanted
 };

@@ -107,9 +107,11 @@ __device__ __forceinline__ float warp_max(float value) {
   return value;
 }
 
-__device__ __forceinline__ float warp_sum(float value) {
+// The sum over kLanes neighbouring lanes, for each of them.
+template <int kLanes = 32, class T>
+__device__ __forceinline__ T warp_sum(T value) {
 #pragma unroll
-  for (int step = 16; step; step /= 2) value += __shfl_xor_sync(~0u, value, step);
+  for (int step = kLanes / 2; step; step /= 2) value += __shfl_xor_sync(~0u, value, step);
   return value;
 }
 
@@ -126,12 +128,12 @@ __device__ __forceinline__ float block_sum(float value) {
   return value;
 }
 
-// The maximum of [count] values for every thread of the block.
+// The largest size of [count] values for every thread of the block.
 template <int kThreads>
 __device__ __forceinline__ float block_max(const float* values, int count) {
   FASTCL_SHARED(float, maxima, [kThreads / 32]);
   float largest = 0.f;
-  for (int i = threadIdx.x; i < count; i += kThreads) largest = fmaxf(largest, values[i]);
+  for (int i = threadIdx.x; i < count; i += kThreads) largest = fmaxf(largest, fabsf(values[i]));
   largest = warp_max(largest);
   __syncthreads();  // a call before may still be read
   if (lane_id() == 0) maxima[threadIdx.x / 32] = largest;
