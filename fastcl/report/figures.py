@@ -21,6 +21,7 @@ from fastcl.transforms import Compose
 with run_extra():
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 Array = npt.NDArray[Any]
 
@@ -252,6 +253,9 @@ def frontier(ladder: Ladder) -> str:
         if target:
             axes.axvline(target, color=_RED, linewidth=1, linestyle="--")
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(0.12)
         axes.set_xlabel(label)
         axes.grid(axis="y", color=_GREY, alpha=0.2)
