@@ -62,7 +62,7 @@ def compress(
         console.print(f"stopped; to go on: {how}", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for column in ("linear probe", "k-NN", "same neighbours", "file", "smaller", "1 image", "256 images"):
         table.add_column(column, justify="right")
     largest = ladder["float32"].bytes
