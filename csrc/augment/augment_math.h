@@ -294,6 +294,13 @@ FASTCL_HD inline AugmentParams draw_params(const AugmentRecipe& r, const Augment
   return p;
 }
 
+// The noise of an erased pixel, normal (Box and Muller).
+FASTCL_HD inline float erase_noise(uint32_t seed, int64_t pixel, int64_t channel) {
+  const PhiloxBlock bits = philox({{uint32_t(pixel), uint32_t(channel), 0, 0}}, seed);
+  const double radius = std::sqrt(-2 * std::log((double(bits.word[0]) + 1) * 0x1p-32));
+  return float(radius * portable_sin_cos(360 * (bits.word[1] * 0x1p-32)).cos);
+}
+
 // Whether the row can be applied to images of this size; if not, `bad` is the first column that does not fit.
 FASTCL_HD inline bool params_fit(const AugmentParams& p, const AugmentApply& a, int64_t* bad) {
   const float* value = reinterpret_cast<const float*>(&p);
