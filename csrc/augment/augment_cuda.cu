@@ -54,7 +54,7 @@ __device__ __forceinline__ bool row_fits(const AugmentParams& p, const AugmentBa
 
 // Grid: x, blocks that share out the images; y, groups of kChannels of their channels.
 template <int kChannels, bool kInShared>
-__global__ void __launch_bounds__(32 * kMostWarps) augment_images(const __grid_constant__ AugmentBatch a) {
+__global__ void __launch_bounds__(32 * kMostWarps, 1) augment_images(const __grid_constant__ AugmentBatch a) {
   FASTCL_DYNAMIC_SHARED(shared);
   FASTCL_SHARED(AugmentParams, row, [1]);
   float* const arena = reinterpret_cast<float*>(shared);

@@ -58,9 +58,9 @@ using Color = AugmentColor<ThreadNumber>;
 // Calls f(row, column) for each of a matrix: rows by groups of lanes, so that few columns leave few lanes idle.
 template <class F>
 __device__ __forceinline__ void for_each(int rows, int columns, F&& f) {
-  int lanes = 32;
-  while (lanes > 4 && lanes / 2 >= columns) lanes /= 2;
-  const int shift = __ffs(lanes) - 1, lane = int(threadIdx.x) & (lanes - 1);
+  int shift = 5;
+  while (shift > 2 && 1 << (shift - 1) >= columns) --shift;
+  const int lanes = 1 << shift, lane = int(threadIdx.x) & (lanes - 1);
   for (int row = int(threadIdx.x) >> shift; row < rows; row += int(blockDim.x) >> shift)
     for (int column = lane; column < columns; column += lanes) f(row, column);
 }
@@ -112,8 +112,12 @@ struct ResampledAxis {
   bool cubic_filter, flip;
   double scale, inverse, support;
 
-  __device__ __forceinline__ ResampledAxis(int in_, int out_, bool cubic_, bool flip_)
-      : in(in_), out(out_), taps(int(resize_taps(in_, out_, cubic_))), cubic_filter(cubic_), flip(flip_) {
+  __device__ __forceinline__ void describe(int in_, int out_, bool cubic_, bool flip_) {
+    in = in_;
+    out = out_;
+    taps = int(resize_taps(in, out, cubic_));
+    cubic_filter = cubic_;
+    flip = flip_;
     scale = double(in) / double(out);
     const double stretch = scale > 1.0 ? scale : 1.0;
     inverse = 1 / stretch;
@@ -133,6 +137,7 @@ struct ResampledAxis {
   }
   __device__ __forceinline__ double inverse_sum(int i) const {
     double sum = 0;
+#pragma unroll 1
     for (int t = 0; t < taps; ++t) sum += weight(first(i) + t, i);
     return 1 / sum;
   }
@@ -144,6 +149,7 @@ struct ResampledAxis {
     for (int i = int(threadIdx.x); i < n; i += int(blockDim.x)) {
       const double total = inverse_sum(begin + i);
       first_of[i] = first(begin + i);
+#pragma unroll 1
       for (int t = 0; t < taps; ++t) weight_of[t * n + i] = normalized(t, begin + i, total);
     }
   }
@@ -275,8 +281,11 @@ class CudaView {
   // Writes the planes; takes the rows through `sweep` on the way where it can, and returns whether it did.
   __device__ __forceinline__ bool resize(const uint8_t* image, int64_t channel_stride, int64_t row_stride,
                                          int64_t pixel_stride, const Sweep* sweep, double* gray) {
-    const ResampledAxis across(int(p_.crop_width), width_, a_.bicubic, p_.hflip != 0);
-    const ResampledAxis down(int(p_.crop_height), height_, a_.bicubic, p_.vflip != 0);
+    FASTCL_SHARED(ResampledAxis, axes, [2]);
+    if (threadIdx.x == 0) axes[0].describe(int(p_.crop_width), width_, a_.bicubic, p_.hflip != 0);
+    if (threadIdx.x == 32) axes[1].describe(int(p_.crop_height), height_, a_.bicubic, p_.vflip != 0);
+    __syncthreads();
+    const ResampledAxis &across = axes[0], &down = axes[1];
     const int64_t crop = int64_t(p_.crop_top) * row_stride + int64_t(p_.crop_left) * pixel_stride;
     // A row is one run of memory for each channel, or one for all where the channels come last.
     const bool interleaved = kChannels > 1 && channel_stride == 1;
@@ -323,6 +332,7 @@ class CudaView {
               crop + first_y[r] * row_stride + begin * pixel_stride + run * channel_stride + 4 * four * element_stride;
           const int count = min(4, span * step - 4 * four);
           float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll 2
           for (int t = 0; t < down.taps; ++t, at += row_stride) {
             const float4 v = load_four(image, at, element_stride, count);
             const float w = weight_y[t * some + r];
@@ -334,6 +344,7 @@ class CudaView {
         for_each(some, n, [&](int r, int x) {
           const float* row = stage + r * runs * run_pitch + (first_x[x] - begin) * step;
           float sum[kChannels] = {};
+#pragma unroll 2
           for (int t = 0; t < across.taps; ++t) {
             const float w = weight_x[t * n + x];
 #pragma unroll
@@ -359,8 +370,10 @@ class CudaView {
       const int c = item / height_, y = item % height_, left = across.first(x), top = down.first(y);
       const double sum_x = across.inverse_sum(x), sum_y = down.inverse_sum(y);
       float sum = 0;
+#pragma unroll 1
       for (int t = 0; t < across.taps; ++t) {
         float column = 0;
+#pragma unroll 1
         for (int u = 0; u < down.taps; ++u) {
           const int64_t at = crop + (top + u) * row_stride + (left + t) * pixel_stride + c * channel_stride;
           column = fmaf(load_four(image, at, 0, 1).x, down.normalized(u, y, sum_y), column);
@@ -550,8 +563,10 @@ class CudaView {
     for_each(channels * height_, width_, [&](int item, int x) {
       const int c = item / height_, y = item % height_;
       float sum[4] = {};
+#pragma unroll 1
       for (int j = -across.reach; j <= across.reach; ++j) {
         float column = 0;
+#pragma unroll 1
         for (int i = -down.reach; i <= down.reach; ++i)
           column = fmaf(image_[c * pitch_ + reflected(y + i, height_) * width_ + reflected(x + j, width_)],
                         down.weight(i < 0 ? -i : i), column);
@@ -563,9 +578,12 @@ class CudaView {
 
   __device__ __forceinline__ void blurred(int c, int at, const float (&v)[4], int count, int channels) {
     if (whole_) {
-      for (int k = 0; k < count; ++k) other_[c * pitch_ + at + k] = v[k];
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        if (k < count) other_[c * pitch_ + at + k] = v[k];
       return;
     }
+#pragma unroll 1
     for (int k = c; k < (channels < kChannels ? kChannels : c + 1); ++k) store(k, at, v, count, true);
   }
 
@@ -588,6 +606,7 @@ class CudaView {
       __syncthreads();
       swap_planes();
     }
+#pragma unroll 1
     for (int c = 0; c < kChannels; ++c) {
       float* const plane = image_ + c * pitch_;
       Extremes extremes = {INFINITY, -INFINITY};
@@ -603,6 +622,7 @@ class CudaView {
       if (p_.equalize != 0) equalize(plane);
     }
     __syncthreads();
+#pragma unroll 1
     for (int c = 0; c < kChannels; ++c)
       for (int at = 4 * int(threadIdx.x); at < pixels_; at += 4 * int(blockDim.x)) {
         const float4 four = *reinterpret_cast<const float4*>(image_ + c * pitch_ + at);
@@ -665,6 +685,7 @@ class CudaView {
       if (full && reinterpret_cast<uintptr_t>(out) % 4 == 0)
         *reinterpret_cast<uchar4*>(out) = make_uchar4(b[0], b[1], b[2], b[3]);
       else
+#pragma unroll
         for (int k = 0; k < 4; ++k)
           if (k < count) out[k] = b[k];
       return;
@@ -676,6 +697,7 @@ class CudaView {
       if (full && reinterpret_cast<uintptr_t>(out) % 16 == 0)
         *reinterpret_cast<float4*>(out) = make_float4(v[0], v[1], v[2], v[3]);
       else
+#pragma unroll
         for (int k = 0; k < 4; ++k)
           if (k < count) out[k] = v[k];
       return;
@@ -685,6 +707,7 @@ class CudaView {
       *reinterpret_cast<ushort4*>(out) =
           make_ushort4(half_bits(v[0]), half_bits(v[1]), half_bits(v[2]), half_bits(v[3]));
     else
+#pragma unroll
       for (int k = 0; k < 4; ++k)
         if (k < count) out[k] = half_bits(v[k]);
   }
