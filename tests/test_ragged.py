@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_augment import check_refused
 from torch import Tensor
 
 import fastcl
-from test_augment import check_refused
 from fastcl import transforms as T
 from fastcl.data import RaggedBatch
 from fastcl.ops import augment_sample_ragged, augment_views_ragged

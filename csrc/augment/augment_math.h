@@ -97,8 +97,9 @@ struct SinCos {
 FASTCL_HD inline SinCos portable_sin_cos(double degrees) {
   const double quarter = std::nearbyint(degrees / 90.0);
   const double r = (degrees - quarter * 90.0) * 0.017453292519943295, square = r * r;
-  double factorial[18] = {1};
-  for (int n = 1; n < 18; ++n) factorial[n] = factorial[n - 1] * n;
+  constexpr double factorial[] = {
+      1,      1,       2,        6,         24,         120,         720,           5040,           40320,
+      362880, 3628800, 39916800, 479001600, 6227020800, 87178291200, 1307674368000, 20922789888000, 355687428096000};
   double sin = 0, cos = 0;
   for (int n = 8; n >= 0; --n) {
     const double sign = n % 2 ? -1.0 : 1.0;
