@@ -27,6 +27,9 @@ STAGES = (
     *("autocontrast", "equalize", "normalize", "erase"),
 )
 _MOST_VARIANTS = 64  # recipes of one pass
+_FLIPS = [PARAM_NAMES.index(name) for name in ("hflip", "vflip")]
+_FLIPS_AT = [RECIPE_NAMES.index(name) for name in ("hflip_at", "vflip_at")]
+_MAP = slice(PARAM_NAMES.index("map_0"), PARAM_NAMES.index("map_8") + 1)
 _OWN_BLOCKS, _OUTSIDE_BLOCKS = 128, 192  # the recipe's draws take the blocks of numbers before
 
 
@@ -605,24 +608,31 @@ class Compose:
             out_size = plan.output_size(size)
             rows = [_sample_pass(recipe, index, size, out_size, stream) for recipe in recipes]
             own = [*plan.own, *([plan.outside] if plan.outside else [])]
-            table, chosen = rows[0], tuple[Tensor, ...]()
+            table = rows[0]
+            chosen: tuple[Tensor, ...] = ()
             if len(rows) > 1 or any(entry.when for entry in own):
                 chosen = tuple(_draw_alternative(branching, index, stream) for branching in plan.branchings)
             if len(rows) > 1:
                 numbers = torch.arange(len(index), device=index.device)
                 table = torch.stack(rows)[which.to(index.device)[chosen], numbers]
-            if plan.outside:
-                neutral = torch.tensor([*plan.outside.transform.columns.values()], device=table.device)
-                table = torch.cat([table, neutral.expand(len(table), -1)], 1)
-            for entry in own:
-                before = entry is plan.outside
-                first, seen = (_OUTSIDE_BLOCKS, size) if before else (_OWN_BLOCKS, out_size)
-                assert not isinstance(seen, Tensor)  # output_size has refused it
-                u = uniforms(index, seed, epoch, view, number, first, entry.transform.blocks)
-                happens = u[:, 0] < entry.p
-                if entry.when:
-                    happens &= chosen[entry.when[0]] == entry.when[1]
-                table = torch.where(happens[:, None], entry.transform.draw(u[:, 1:], table, seen), table)
+            if own:
+                late = recipes[:, _FLIPS_AT].to(index.device) == FLIP_AT.index("after_warp")
+                late = late[which.to(index.device)[chosen]] if chosen else late
+                table = _mirror_maps(table, late)  # own maps are drawn as if no flip followed
+                if plan.outside:
+                    neutral = torch.tensor(
+                        [*plan.outside.transform.columns.values()], dtype=table.dtype, device=table.device
+                    )
+                    table = torch.cat([table, neutral.expand(len(table), -1)], 1)
+                for entry in own:
+                    first, seen = (_OUTSIDE_BLOCKS, size) if entry is plan.outside else (_OWN_BLOCKS, out_size)
+                    assert not isinstance(seen, Tensor)  # output_size has refused it
+                    u = uniforms(index, seed, epoch, view, number, first, entry.transform.blocks)
+                    happens = u[:, 0] < entry.p
+                    if entry.when:
+                        happens &= chosen[entry.when[0]] == entry.when[1]
+                    table = torch.where(happens[:, None], entry.transform.draw(u[:, 1:], table, seen), table)
+                table = _mirror_maps(table, late)
             tables.append(table)
             size = out_size
         return tables[0] if len(tables) == 1 else torch.cat(tables, dim=1)
@@ -633,6 +643,17 @@ def _sample_pass(recipe: Tensor, index: Tensor, size: Size | Tensor, out_size: S
     if isinstance(size, Tensor):
         return augment_sample_ragged(recipe, index, **stream, shapes=size, out_size=out_size)
     return augment_sample(recipe, index, **stream, size=size, out_size=out_size)
+
+
+def _mirror_maps(table: Tensor, late: Tensor) -> Tensor:
+    """The maps as seen from the other side of flips that come after them, bool [n, 2]: horizontal, vertical.
+
+    Flips are applied before the warp. F M F does after it what M does before, and the other way round.
+    """
+    flipped = table[:, _FLIPS] * late
+    signs = torch.cat([1 - 2 * flipped, torch.ones_like(flipped[:, :1])], 1)
+    maps = table[:, _MAP] * (signs[:, :, None] * signs[:, None]).flatten(1)
+    return torch.cat([table[:, : _MAP.start], maps, table[:, _MAP.stop :]], 1)
 
 
 def _draw_alternative(branching: Branching, index: Tensor, stream: dict[str, int]) -> Tensor:
