@@ -353,6 +353,10 @@ BAD = {
     "alpha": (lambda: T.ElasticTransform((1, 2, 3)), "alpha must be one or two finite numbers"),
     "sigma": (lambda: T.ElasticTransform(sigma=(0, 3)), "sigma must be two positive numbers or 0"),
     "bicubic": (lambda: T.ElasticTransform(interpolation="bicubic"), "interpolation must be nearest or bilinear"),
+    "fill": (
+        lambda: T.ElasticTransform(fill=(1, 2))(noise(1)),
+        "ElasticTransform: fill must have 1 or 3 values, got 2",
+    ),
     "num_ops": (lambda: T.RandAugment(-1), "num_ops must be a whole number and not negative"),
     "magnitude": (lambda: T.RandAugment(magnitude=31), "magnitude must be a whole number below num_magnitude_bins"),
     "bins": (lambda: T.TrivialAugmentWide(1), "num_magnitude_bins must be a whole number from 2"),
@@ -363,3 +367,23 @@ BAD = {
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_integers_are_no_images():
+    with pytest.raises(TypeError, match=r"RandomSpherize: images must be a uint8, .* got torch\.int64"):
+        T.RandomSpherize()(torch.zeros(1, 3, 4, 4).long())
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [T.RandomSpherize(), T.RandomSpherize(kind="fisheye"), T.ElasticTransform(1e30, 1), T.MixUp(), T.CutMix()],
+    ids=["bulge", "fisheye", "elastic", "mixup", "cutmix"],
+)
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+def test_edited_tables_that_make_no_sense_do_no_harm(transform, interpolation):
+    if hasattr(transform, "interpolation"):
+        transform.interpolation = interpolation
+    images, t = noise(5), T.Compose([transform], seed=0)
+    params = t.sample(5, (20, 24))
+    params[:, len(PARAM_NAMES) :] = torch.tensor([math.nan, math.inf, -math.inf, 1e30, -1e9])[:, None]
+    assert t.apply(images, params).shape == images.shape

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from fastcl.ops.augment import augment_apply, augment_sample, augment_views
+from fastcl.ops.augment import _check_images, augment_apply, augment_sample, augment_views
 from fastcl.ops.augment_ragged import augment_sample_ragged, augment_views_ragged
 from fastcl.ops.augment_table import FLIP_AT, IDENTITY_RECIPE, PARAM_NAMES, RECIPE_NAMES, uniforms
 from fastcl.ragged import RaggedBatch
@@ -529,6 +529,7 @@ class Compose:
             size = plan.output_size(size_of(value))
             outside_fill = how.pop("outside_fill", None)
             if plan.outside and isinstance(value, Tensor):
+                _check_images(type(plan.outside.transform).__name__, value)
                 value = value / 255 if value.dtype == torch.uint8 else value
                 value = plan.outside.transform.outside(value, table[:, len(PARAM_NAMES) :], outside_fill)
                 table = table[:, : len(PARAM_NAMES)].contiguous()

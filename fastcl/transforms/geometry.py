@@ -36,13 +36,21 @@ def _positions(size: Size, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _resample(
-    images: Tensor, x: Tensor, y: Tensor, unchanged: Tensor, interpolation: str, fill: list[float] | None
+    owner: str,
+    images: Tensor,
+    x: Tensor,
+    y: Tensor,
+    unchanged: Tensor,
+    interpolation: str,
+    fill: list[float] | None,
 ) -> Tensor:
     """The images at positions [B, H, W] from their middles, in pixels; those that are `unchanged`, [B], stay.
 
     As torchvision's warps: what lies outside is 0, and at a bilinear border the fill weighs by what is missing.
     """
-    height, width = images.shape[2:]
+    channels, height, width = images.shape[1:]
+    if fill is not None and len(fill) not in (1, channels):
+        raise ValueError(f"{owner}: fill must have 1 or {channels} values, got {len(fill)}")
     grid = torch.stack([x * (2 / width), y * (2 / height)], dim=3)
     inside = torch.ones_like(images[:, :1])
     out = functional.grid_sample(
@@ -172,7 +180,8 @@ class RandomSpherize(OwnDraws):
         x, y = _positions((images.shape[2], images.shape[3]), images)
         strength = params[:, 0, None, None].to(images.dtype)
         share = self._bulge(x, y, strength) if self.kind == "bulge" else self._fisheye(x, y, strength)
-        return _resample(images, x * share, y * share, params[:, 0] == 0, self.interpolation, fill)
+        owner, still = type(self).__name__, params[:, 0] == 0
+        return _resample(owner, images, x * share, y * share, still, self.interpolation, fill)
 
     @staticmethod
     def _bulge(x: Tensor, y: Tensor, strength: Tensor) -> Tensor:
@@ -270,7 +279,7 @@ class ElasticTransform(OwnDraws):
         x, y = _positions((height, width), images)
         shift = self.displacement(params, (height, width)).to(images.dtype)
         shifted = x + shift[..., 0] * (width / 2), y + shift[..., 1] * (height / 2)
-        return _resample(images, *shifted, params[:, 0] == 0, self.interpolation, fill)
+        return _resample(type(self).__name__, images, *shifted, params[:, 0] == 0, self.interpolation, fill)
 
 
 def _blur_matrix(n: int, radius: int, sigma: float, like: Tensor) -> Tensor:
