@@ -52,15 +52,13 @@ def _resample(
     if fill is not None and len(fill) not in (1, channels):
         raise ValueError(f"{owner}: fill must have 1 or {channels} values, got {len(fill)}")
     grid = torch.stack([x * (2 / width), y * (2 / height)], dim=3)
-    inside = torch.ones_like(images[:, :1])
-    out = functional.grid_sample(
-        torch.cat([images, inside], 1), grid, mode=interpolation, padding_mode="zeros", align_corners=False
-    )
-    out, mask = out[:, :-1], out[:, -1:]
+    with_mask = images if fill is None else torch.cat([images, torch.ones_like(images[:, :1])], 1)
+    out = functional.grid_sample(with_mask, grid, mode=interpolation, padding_mode="zeros", align_corners=False)
     if fill is not None:
         background = torch.tensor(fill, dtype=images.dtype, device=images.device)[:, None, None]
-        out = torch.where(mask < 0.5, background, out) if interpolation == "nearest" else out
-        out = out if interpolation == "nearest" else (out - background) * mask + background
+        out, mask = out[:, :-1], out[:, -1:]
+        nearest = interpolation == "nearest"
+        out = torch.where(mask < 0.5, background, out) if nearest else out.sub_(background).mul_(mask).add_(background)
     return torch.where(unchanged[:, None, None, None], images, out)
 
 
