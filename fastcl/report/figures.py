@@ -25,7 +25,7 @@ with run_extra():
 
 Array = npt.NDArray[Any]
 
-__all__ = ["confusion_matrix", "embedding_map", "frontier", "loss_curve", "neighbors", "png", "views"]
+__all__ = ["confusion_matrix", "embedding_map", "frontier", "grid", "loss_curve", "neighbors", "png", "views"]
 
 _GREY, _BLUE, _GREEN, _RED = "#808890", "#4c86c6", "#3d9a5f", "#d0534f"
 _PALETTE = (
@@ -102,6 +102,14 @@ def views(images: Tensor, transform: Compose, columns: int = 12, pairs: int = 2)
     mosaic = _mosaic([list(row) for _, row in rows])
     axes.imshow(mosaic, interpolation="none")
     axes.set_yticks((np.arange(len(rows)) + 0.5) * len(mosaic) / len(rows), [name for name, _ in rows], fontsize=8)
+    return png(figure)
+
+
+def grid(images: Tensor, columns: int = 10) -> str:
+    """Images uint8 [N, C, H, W] in rows of `columns`; what does not fill a row is left out."""
+    rows = [list(row) for row in images.split(columns) if len(row) == columns]
+    figure = Figure(figsize=(0.6 * columns, 0.6 * len(rows) * images.shape[2] / images.shape[3]))
+    _plain(figure.subplots(), ticks=False).imshow(_mosaic(rows), interpolation="none")
     return png(figure)
 
 
