@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
+import os
+import re
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +17,11 @@ from torch import Tensor
 
 for package in ("pydantic", "safetensors", "sklearn", "matplotlib", "jinja2", "mlxtend"):
     pytest.importorskip(package)
+Image = pytest.importorskip("PIL.Image")
 
 from run_helpers import TINY, fastcl_command, lasting_metrics, tiny_flags
 
+from fastcl.config import RunConfig, make_config
 from fastcl.data import load
 from fastcl.encoder import Encoder, EncoderConfig
 from fastcl.errors import CheckpointError, ConfigError, DivergedError
@@ -36,7 +43,8 @@ from fastcl.generate import (
 )
 from fastcl.ops.augment import augment_apply
 from fastcl.ops.augment_table import PARAM_NAMES
-from fastcl.run import run
+from fastcl.pretrain import Pretraining
+from fastcl.run import Interrupted, run
 from fastcl.transforms import (
     Compose,
     GaussianBlur,
@@ -127,8 +135,8 @@ def test_differentiable_augmentation_is_the_fused_one(name: str, shape: tuple[in
 
 def test_differentiable_augmentation_has_gradients():
     torch.manual_seed(0)
-    images = mild(torch.rand(3, 3, 5, 6, dtype=torch.float64)).requires_grad_()
-    params = gan_transform(0.3, 1.0, 0.3, seed=1).sample(3, (5, 6))
+    images = mild(torch.rand(2, 3, 3, 4, dtype=torch.float64)).requires_grad_()
+    params = gan_transform(0.3, 1.0, 0.3, seed=1).sample(2, (3, 4))
     assert torch.autograd.gradcheck(lambda value: apply_differentiably(value, params), images)
 
 
@@ -239,8 +247,8 @@ def test_bad_mixtures(generator: Generator, images: Tensor):
     for fraction in (1.0, -0.1, math.nan):
         with pytest.raises(ValueError, match="fraction must be at least 0 and below 1"):
             GeneratedDataset.mixed(images, generator, fraction)
-    with pytest.raises(ValueError, match=r"images must be \[N, 1, 28, 28\] as the generator's, got \[32, 1, 14, 28\]"):
-        GeneratedDataset.mixed(images[:32, :, ::2], generator, 0.5)
+    with pytest.raises(ValueError, match=r"images must be \[N, 1, 28, 28\] as the generator's, got \[30, 1, 14, 28\]"):
+        GeneratedDataset.mixed(images[:30, :, ::2], generator, 0.5)
     with pytest.raises(ValueError, match="count must not be negative"):
         GeneratedDataset(generator, -1)
 
@@ -259,7 +267,7 @@ def test_damaged_generators(generator: Generator, tmp_path: Path):
 def test_stopped_anywhere_it_goes_on_to_the_same(images: Tensor, tmp_path: Path):
     whole = train(images, GAN, tmp_path / "whole")
     assert list(whole.distances) == [3, 6]
-    for stop_at in (1, 3, 5):
+    for stop_at in (2, 3):
         path = tmp_path / str(stop_at)
         train(images, GAN, path, stop_at)
         rest = train(images, GAN, path, resume=True)
@@ -292,7 +300,7 @@ def test_the_best_average_is_kept(images: Tensor, tmp_path: Path, monkeypatch: p
 def test_r1_keeps_the_gradient_small(images: Tensor, tmp_path: Path):
     sizes = []
     for r1 in (0.0, 10.0):
-        training = train(images, replace(GAN, steps=40, check_every=40, r1=r1), tmp_path / "gan")
+        training = train(images, replace(GAN, steps=30, check_every=30, r1=r1), tmp_path / "gan")
         real = (images.float() / 255).requires_grad_()
         (gradient,) = torch.autograd.grad(training._discriminator(real).sum(), real)
         sizes.append(gradient.square().sum((1, 2, 3)).mean().item())
@@ -341,17 +349,106 @@ def test_bad_settings_and_images(images: Tensor):
 
 # The main job
 
-GENERATE = TINY | {"epochs": 1, "generate": 0.25, "gan_steps": 4, "ablation_epochs": 1}
+GENERATE = {"epochs": 1, "generate": 0.25, "gan_steps": 4, "ablation_epochs": 1}
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("run") / "out"
-    flags = [
-        flag
-        for flag in tiny_flags(**{key: GENERATE[key] for key in ("epochs", "generate", "gan_steps", "ablation_epochs")})
-    ]
-    code, output = fastcl_command("run", *flags, "--out", str(out))
+    code, output = fastcl_command("run", *tiny_flags(**GENERATE), "--out", str(out))
     assert code == 0, output
+    return out, output
+
+
+def test_a_run_with_generated_images(finished: tuple[Path, str]):
+    out, output = finished
+    assert "generator of 160 images: 4 steps" in output
     assert "1 % of the data is 2 images: too few to compare" in output
-    return out
+    metrics = json.loads((out / "metrics.json").read_text())
+    # 160 images and 53 generated ones in batches of 40.
+    assert metrics["steps"] == 5
+    assert metrics["train_images"] == 160
+    assert metrics["generated_frechet_distance"] > metrics["held_out_frechet_distance"] > 0
+    rows = json.loads((out / "generated" / "comparison.json").read_text())
+    sizes = [tuple(row[key] for key in ("share", "images", "generated", "steps", "steps_with")) for row in rows]
+    assert sizes == [(1.0, 160, 53, 4, 5), (0.1, 16, 5, 4, 4)]
+    assert all(0 < row[key] <= 1 for row in rows for key in ("linear_probe", "linear_probe_with", "knn", "knn_with"))
+    kept = {path.relative_to(out / "generated").as_posix() for path in (out / "generated").rglob("*")}
+    files = ("generator.safetensors", "judge.safetensors")
+    assert kept == {"comparison.json", "10-percent", *files, *(f"10-percent/{name}" for name in files)}
+
+
+def test_the_report_shows_them(finished: tuple[Path, str]):
+    text = (finished[0] / "report.html").read_text(encoding="utf-8")
+    picture = re.search(r'id="generated" src="data:image/png;base64,([^"]*)"', text)
+    assert picture
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture[1]))).convert("RGBA"))
+    # Ten rows and ten columns: the gaps between them are see-through throughout.
+    for axis in (0, 1):
+        gaps = (pixels[..., 3] == 0).all(axis)
+        assert (np.diff(gaps.astype(int)) == -1).sum() == 10
+    table = text[text.index('<table id="comparison">') :]
+    table = table[: table.index("</table>")]
+    rows = json.loads((finished[0] / "generated" / "comparison.json").read_text())
+    assert table.count("<tr>") == 1 + len(rows)
+    for row in rows:
+        assert f"<td>{100 * row['linear_probe']:.1f} %</td><td>{100 * row['linear_probe_with']:.1f} %</td>" in table
+
+
+def _stop_at(step: int, stage: type, config: RunConfig, out: Path) -> None:
+    """Runs, and is asked to stop in a step of a stage."""
+    original, calls = stage._train_step, 0
+
+    def train_step(self: object, *arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "_train_step", train_step)
+        run(config, out, resume=True)
+
+
+def test_stopped_while_it_generates_or_compares_it_goes_on_to_the_same(finished: tuple[Path, str], tmp_path: Path):
+    config = make_config(TINY | GENERATE)
+    for step, stage in ((2, GanTraining), (154, Pretraining)):  # the encoder that judges takes 152 steps before
+        with pytest.raises(Interrupted):
+            _stop_at(step, stage, config, tmp_path)
+        assert not (tmp_path / "metrics.json").exists()
+    run(config, tmp_path, resume=True)
+    assert lasting_metrics(tmp_path) == lasting_metrics(finished[0])
+    for name in ("generated/comparison.json", "encoder.safetensors"):
+        assert (tmp_path / name).read_bytes() == (finished[0] / name).read_bytes()
+    first, second = (load_generator(out / "generated" / "generator.safetensors")[0] for out in (tmp_path, finished[0]))
+    assert torch.equal(GeneratedDataset(first, 10).images, GeneratedDataset(second, 10).images)
+
+
+def test_a_generator_that_diverges_ends_the_run_clearly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fastcl.generate.training.apply_differentiably", lambda images, params: images * math.nan)
+    with pytest.raises(DivergedError, match="the discriminator's loss became nan"):
+        run(make_config(TINY | GENERATE), tmp_path)
+    assert json.loads((tmp_path / "failure.json").read_text())["state"] == "diverged"
+
+
+def test_what_cannot_be_generated(tmp_path: Path):
+    for settings in ({"data": "text", "generate": 0.1}, {"generate": 0.95}):
+        with pytest.raises(ConfigError, match="generate"):
+            run(make_config(settings), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command(tmp_path: Path):
+    out = tmp_path / "gan"
+    flags = ["--data", "digits", "--limit=40", "--steps=3", "--batch-size=8", "--threads=1", "--out", str(out)]
+    code, output = fastcl_command("generate", *flags)
+    assert code == 0, output
+    assert {path.name for path in out.iterdir()} == {"generator.safetensors", "judge.safetensors", "samples.png"}
+    assert Image.open(out / "samples.png").size == (10 * 30, 10 * 30)
+    before = (out / "generator.safetensors").read_bytes()
+    code, output = fastcl_command("generate", *flags)  # finished: nothing is trained again
+    assert (code, (out / "generator.safetensors").read_bytes()) == (0, before)
+    code, output = fastcl_command("generate", *flags, "--seed=1")
+    assert code == 1
+    assert "is of another gan; choose another --out" in output

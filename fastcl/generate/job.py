@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -11,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fastcl.checkpoint import load_checkpoint, load_encoder, save_encoder
 from fastcl.config import RunConfig
 from fastcl.data import Dataset
 from fastcl.encoder import Encoder
-from fastcl.errors import CheckpointError, RunError
+from fastcl.errors import CheckpointError, RunError, run_extra
 from fastcl.evaluate import evaluate
 from fastcl.files import write_atomically
 from fastcl.generate.dataset import GeneratedDataset, generated_count
@@ -26,7 +28,17 @@ from fastcl.generate.training import GanConfig, GanTraining
 from fastcl.pretrain import Pretraining
 from fastcl.progress import Reporter
 
-__all__ = ["SHARES", "Comparison", "Stopped", "compare", "distances", "gan_config", "make_generator"]
+__all__ = [
+    "FILES",
+    "SHARES",
+    "Comparison",
+    "Stopped",
+    "compare",
+    "distances",
+    "gan_config",
+    "make_generator",
+    "write_samples",
+]
 
 FILES = {
     "checkpoint": "gan.safetensors",
@@ -34,6 +46,7 @@ FILES = {
     "judge": "judge.safetensors",
     "pretraining": "pretraining.safetensors",
     "comparison": "comparison.json",
+    "samples": "samples.png",
 }
 SHARES = (1.0, 0.1, 0.01)  # of the training images, in the comparison
 _FEWEST = 8  # images that a share must have
@@ -110,7 +123,7 @@ def make_generator(
 def _refuse_another(path: Path, found: dict[str, Any], origin: dict[str, Any]) -> None:
     differing = [key for key, value in origin.items() if found.get(key) != value]
     if differing:
-        raise RunError(f"{path}: is of another {' and '.join(differing)}; start anew with --overwrite")
+        raise RunError(f"{path}: is of another {' and '.join(differing)}; choose another --out")
 
 
 def _judge(images: Tensor, folder: Path, config: RunConfig, reporter: Reporter) -> Encoder:
@@ -135,6 +148,18 @@ def _pretraining(images: Tensor, config: RunConfig, batch_size: int, steps: int)
     epochs = max(1, round(steps / (len(images) // batch_size)))
     small = {"epochs": epochs, "batch_size": batch_size, "warmup_epochs": config.warmup_epochs / config.epochs * epochs}
     return Pretraining(images, config.model_copy(update={**small, "checkpoint_steps": None}))
+
+
+def write_samples(generator: Generator, folder: Path, seed: int) -> None:
+    """Draws ten rows of ten generated images."""
+    with run_extra():
+        from PIL import Image
+    made = GeneratedDataset(generator, 100, seed).images
+    framed = functional.pad(made, (1, 1, 1, 1), value=128)
+    rows = torch.cat([torch.cat(list(row), dim=2) for row in framed.split(10)], dim=1)
+    buffer = io.BytesIO()
+    Image.fromarray(rows.permute(1, 2, 0).squeeze(2).contiguous().numpy()).save(buffer, format="PNG")
+    write_atomically(folder / FILES["samples"], buffer.getvalue())
 
 
 def distances(folder: Path, images: Dataset) -> dict[str, float | None]:

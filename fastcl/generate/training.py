@@ -29,27 +29,26 @@ from fastcl.generate.networks import Discriminator, Generator, GeneratorConfig
 
 __all__ = ["GanConfig", "GanTraining"]
 
-# Streams of latents; that of GeneratedDataset is 0.
-_FOR_DISCRIMINATOR, _FOR_GENERATOR = 1, 2
+_STREAM = 1  # of latents; that of GeneratedDataset is 0
 
 
 @dataclass(frozen=True)
 class GanConfig:
     """All that decides the result, but for the images."""
 
-    steps: int = 4000
+    steps: int = 3000
     batch_size: int = 64
     lr: float = 1e-3  # of Adam
-    r1: float = 0.2  # weight of half the squared gradient at real images from 0 to 1
+    r1: float = 0.1  # weight of half the squared gradient at real images from 0 to 1
     r1_every: int = 8  # steps between its uses, each weighing so many times more
     average: float = 0.995  # share that a step leaves of the moving average
     translate: float = 0.125  # see gan_transform
     cutout: float = 0.5
     color: float = 0.2
     latent: int = 64  # see GeneratorConfig
-    features: int = 64
+    features: int = 48
     check_every: int = 500  # steps between checkpoints, and between measurements of the distance
-    check_images: int = 2000  # that are generated for one
+    check_images: int = 2000  # that are generated for one, at most as many as there are real ones
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -172,14 +171,13 @@ class GanTraining:
         return True
 
     def _train_step(self) -> tuple[float, float]:
-        real = self._next_images().float() / 255
-        with torch.no_grad():
-            generated = self._generator(self._latents(_FOR_DISCRIMINATOR))
-        real, generated = self._augment(real, 0), self._augment(generated, 1)
+        made = self._generator(self._latents())
+        real = self._augment(self._next_images().float() / 255, 0)
         with_r1 = self.config.r1 > 0 and self.step % self.config.r1_every == 0
         real.requires_grad_(with_r1)
         looks_real = self._discriminator(real)
-        loss = functional.softplus(-looks_real).mean() + functional.softplus(self._discriminator(generated)).mean()
+        judged = self._discriminator(self._augment(made.detach(), 1))
+        loss = functional.softplus(-looks_real).mean() + functional.softplus(judged).mean()
         total = loss
         if with_r1:
             (gradient,) = torch.autograd.grad(looks_real.sum(), real, create_graph=True)
@@ -187,8 +185,7 @@ class GanTraining:
         self._update("discriminator", total)
 
         self._discriminator.requires_grad_(False)
-        made = self._augment(self._generator(self._latents(_FOR_GENERATOR)), 2)
-        generator_loss = functional.softplus(-self._discriminator(made)).mean()
+        generator_loss = functional.softplus(-self._discriminator(self._augment(made, 2))).mean()
         self._update("generator", generator_loss)
         self._discriminator.requires_grad_(True)
         self._move_average()
@@ -222,9 +219,9 @@ class GanTraining:
         order = np.random.RandomState([self.config.seed, epoch]).permutation(len(self._images))
         return self._images[torch.from_numpy(order[batch * self._batch : (batch + 1) * self._batch])]
 
-    def _latents(self, stream: int) -> Tensor:
+    def _latents(self) -> Tensor:
         first = self.step * self._batch
-        return latents(torch.arange(first, first + self._batch), self.config.latent, self.config.seed, stream)
+        return latents(torch.arange(first, first + self._batch), self.config.latent, self.config.seed, _STREAM)
 
     def _augment(self, images: Tensor, view: int) -> Tensor:
         size = (images.shape[2], images.shape[3])
@@ -233,7 +230,8 @@ class GanTraining:
     def _measure(self) -> None:
         if self._real_features is None:
             self._real_features = self._encoder.embed(self._images)
-        made = GeneratedDataset(self.generator, self.config.check_images, self.config.seed).images
+        count = max(2, min(self.config.check_images, len(self._images)))
+        made = GeneratedDataset(self.generator, count, self.config.seed).images
         distance = frechet_distance(self._real_features, self._encoder.embed(made))
         if distance < min(self.distances.values(), default=math.inf):
             self._best.load_state_dict(self.generator.state_dict())
