@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import math
 import os
 import re
 import signal
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,12 +23,13 @@ for package in ("pydantic", "safetensors", "sklearn", "matplotlib", "jinja2", "m
     pytest.importorskip(package)
 Image = pytest.importorskip("PIL.Image")
 
-from run_helpers import TINY, fastcl_command, lasting_metrics, tiny_flags
+from run_helpers import TINY, lasting_metrics, tiny_flags
 
+from fastcl.cli import main
 from fastcl.config import RunConfig, make_config
 from fastcl.data import load
 from fastcl.encoder import Encoder, EncoderConfig
-from fastcl.errors import CheckpointError, ConfigError, DivergedError
+from fastcl.errors import CheckpointError, ConfigError, DataError, DivergedError, MissingExtraError
 from fastcl.generate import (
     Discriminator,
     GanConfig,
@@ -37,6 +42,7 @@ from fastcl.generate import (
     gan_transform,
     gaussian_distance,
     generated_count,
+    inception_features,
     latents,
     load_generator,
     save_generator,
@@ -192,6 +198,26 @@ def test_distance_of_bad_features():
             frechet_distance(first, second)
     with pytest.raises(ValueError, match="must be finite"):
         frechet_distance(torch.full((4, 2), math.nan), torch.rand(4, 2))
+
+
+def test_inception_features_are_of_torch_fidelity_with_weights_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    images, weights = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8), tmp_path / "weights.pth"
+    with pytest.raises(DataError, match="expected the Inception weights of torch-fidelity; they are not fetched"):
+        inception_features(images, weights)
+    weights.touch()
+    for name in ("torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'fastcl\[fid\]'"):
+        inception_features(images, weights)
+
+    def network(name: str, features: list[str], path: str) -> Callable[[Tensor], tuple[Tensor]]:
+        assert (features, path) == (["2048"], str(weights))
+        return lambda part: (part.float().mean((2, 3)),)
+
+    module = SimpleNamespace(FeatureExtractorInceptionV3=network)
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", module)
+    features = inception_features(images, weights, batch_size=2)
+    assert torch.equal(features, images.float().mean((2, 3)).expand(5, 3))
 
 
 # Generated images
@@ -352,10 +378,22 @@ def test_bad_settings_and_images(images: Tensor):
 GENERATE = {"epochs": 1, "generate": 0.25, "gan_steps": 4, "ablation_epochs": 1}
 
 
+def command(*arguments: str) -> tuple[int, str]:
+    """Runs the command line in this process, with an encoder that hardly learns as the judge."""
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        patch.setattr("fastcl.generate.job._JUDGE_STEPS", 4)
+        patch.setattr(sys, "argv", ["fastcl", *arguments])
+        patch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as stopped:
+            main()
+    return int(stopped.value.code or 0), output.getvalue()
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("run") / "out"
-    code, output = fastcl_command("run", *tiny_flags(**GENERATE), "--out", str(out))
+    code, output = command("run", *tiny_flags(**GENERATE), "--out", str(out))
     assert code == 0, output
     return out, output
 
@@ -395,29 +433,30 @@ def test_the_report_shows_them(finished: tuple[Path, str]):
         assert f"<td>{100 * row['linear_probe']:.1f} %</td><td>{100 * row['linear_probe_with']:.1f} %</td>" in table
 
 
-def _stop_at(step: int, stage: type, config: RunConfig, out: Path) -> None:
-    """Runs, and is asked to stop in a step of a stage."""
+def _run(config: RunConfig, out: Path, stage: type, stop_at: int = -1) -> None:
+    """As :func:`command`; is asked to stop in a step of a stage."""
     original, calls = stage._train_step, 0
 
     def train_step(self: object, *arguments: object) -> object:
         nonlocal calls
         calls += 1
-        if calls == step:
+        if calls == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastcl.generate.job._JUDGE_STEPS", 4)
         patch.setattr(stage, "_train_step", train_step)
         run(config, out, resume=True)
 
 
 def test_stopped_while_it_generates_or_compares_it_goes_on_to_the_same(finished: tuple[Path, str], tmp_path: Path):
     config = make_config(TINY | GENERATE)
-    for step, stage in ((2, GanTraining), (154, Pretraining)):  # the encoder that judges takes 152 steps before
+    for step, stage in ((2, GanTraining), (3, Pretraining)):
         with pytest.raises(Interrupted):
-            _stop_at(step, stage, config, tmp_path)
+            _run(config, tmp_path, stage, step)
         assert not (tmp_path / "metrics.json").exists()
-    run(config, tmp_path, resume=True)
+    _run(config, tmp_path, Pretraining)
     assert lasting_metrics(tmp_path) == lasting_metrics(finished[0])
     for name in ("generated/comparison.json", "encoder.safetensors"):
         assert (tmp_path / name).read_bytes() == (finished[0] / name).read_bytes()
@@ -442,13 +481,13 @@ def test_what_cannot_be_generated(tmp_path: Path):
 def test_the_command(tmp_path: Path):
     out = tmp_path / "gan"
     flags = ["--data", "digits", "--limit=40", "--steps=3", "--batch-size=8", "--threads=1", "--out", str(out)]
-    code, output = fastcl_command("generate", *flags)
+    code, output = command("generate", *flags)
     assert code == 0, output
     assert {path.name for path in out.iterdir()} == {"generator.safetensors", "judge.safetensors", "samples.png"}
     assert Image.open(out / "samples.png").size == (10 * 30, 10 * 30)
     before = (out / "generator.safetensors").read_bytes()
-    code, output = fastcl_command("generate", *flags)  # finished: nothing is trained again
+    code, output = command("generate", *flags)  # finished: nothing is trained again
     assert (code, (out / "generator.safetensors").read_bytes()) == (0, before)
-    code, output = fastcl_command("generate", *flags, "--seed=1")
+    code, output = command("generate", *flags, "--seed=1")
     assert code == 1
     assert "is of another gan; choose another --out" in output

@@ -2,7 +2,7 @@
 
 from fastcl.generate.augment import apply_differentiably, gan_transform
 from fastcl.generate.dataset import GeneratedDataset, generated_count, latents
-from fastcl.generate.frechet import frechet_distance, gaussian_distance
+from fastcl.generate.frechet import frechet_distance, gaussian_distance, inception_features
 from fastcl.generate.networks import Discriminator, Generator, GeneratorConfig, load_generator, save_generator
 from fastcl.generate.training import GanConfig, GanTraining
 
@@ -18,6 +18,7 @@ __all__ = [
     "gan_transform",
     "gaussian_distance",
     "generated_count",
+    "inception_features",
     "latents",
     "load_generator",
     "save_generator",
