@@ -39,12 +39,12 @@ class GanConfig:
     steps: int = 3000
     batch_size: int = 64
     lr: float = 1e-3  # of Adam
-    r1: float = 0.1  # weight of half the squared gradient at real images from 0 to 1
+    r1: float = 0.01  # weight of half the squared gradient at real images from 0 to 1
     r1_every: int = 8  # steps between its uses, each weighing so many times more
     average: float = 0.995  # share that a step leaves of the moving average
-    translate: float = 0.125  # see gan_transform
-    cutout: float = 0.5
-    color: float = 0.2
+    translate: float = 0.0625  # see gan_transform
+    cutout: float = 0.25
+    color: float = 0.1
     latent: int = 64  # see GeneratorConfig
     features: int = 48
     check_every: int = 500  # steps between checkpoints, and between measurements of the distance
