@@ -140,6 +140,7 @@ def _pictures(evidence: Evidence) -> dict[str, str]:
     if evidence.generation is not None:
         made = GeneratedDataset(evidence.generation.generator, _SAMPLES, evidence.config.seed).images
         pictures["generated"] = figures.grid(made)
+        pictures["copied"] = figures.nearest_pixels(made, data.train_images)
     if labels is not None and evidence.predicted is not None:
         pictures["confusion"] = figures.confusion_matrix(labels.numpy(), evidence.predicted, data.classes)
     return pictures
