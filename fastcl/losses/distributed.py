@@ -89,7 +89,7 @@ def gather_rows(x: Tensor) -> Tensor:
 def _gather(x: Tensor) -> Tensor:
     _, size = world()
     out = x.new_empty(size * x.shape[0], *x.shape[1:])
-    dist.all_gather_into_tensor(out, x.detach().contiguous())
+    dist.all_gather_single(out, x.detach().contiguous())
     return out
 
 
@@ -103,9 +103,9 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         rank, size = world()
         total = grad.float() if grad.dtype in (torch.float16, torch.bfloat16) else grad.clone()
-        if dist.get_backend() == "nccl":
+        if total.is_cuda and "nccl" in dist.get_backend_config():
             own = total.new_empty(total.shape[0] // size, *total.shape[1:])
-            dist.reduce_scatter_tensor(own, total.contiguous())
+            dist.reduce_scatter_single(own, total.contiguous())
         else:
             dist.all_reduce(total)
             own = total.chunk(size)[rank]
