@@ -27,6 +27,7 @@ _EXTRAS = {
     "text": ("regex",),
     "compress": ("torch_pruning",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
+    "lightning": ("lightning",),
 }
 
 
