@@ -162,9 +162,8 @@ def print_tables(encoder: Encoder) -> None:
     print(f"| layers of batch normalisation | {encoder.norms} | counted |")
     print(f"| operations of a view, forward and backward | {encoder.flop / 1e9:.1f} Gflop | counted on the CPU |")
     print(f"| kept of a view for backward, bfloat16 | {encoder.kept / 1e6:.0f} MB | counted on the CPU |")
-    print(
-        "\n| GPUs | N | encoder | norms | gradients | loss, gather | its messages | loss, ring | its messages", end=""
-    )
+    print("\nMilliseconds of a step:\n")
+    print("| GPUs | N | encoder | norms | gradients | loss, gather | its messages | loss, ring | its messages", end="")
     print(" | step, gather | step, ring | images/s | of linear |")
     print("|" + "---|" * 13)
     alone = step(encoder, 1).seconds("gather")
@@ -178,11 +177,12 @@ def print_tables(encoder: Encoder) -> None:
         best = min(parts[-2:])
         cells = [f"{world:,}", f"{images:,}", *(f"{1e3 * part:.3g}" for part in parts)]
         print("| " + " | ".join([*cells, f"{images / best:,.0f}", f"{100 * alone / best:.0f}%"]) + " |")
-    print("\n| GPUs | weights, gradients, moments, activations | gather | ring | the matrix of all pairs |")
+    print("\nMemory of a GPU; the three on the right are the loss's:\n")
+    print("| GPUs | weights, gradients, moments, activations | gather | ring | the matrix of all pairs |")
     print("|" + "---|" * 5)
     for world in GPUS:
         now = step(encoder, world)
-        cells = [f"{now.loss_memory[kind] / 1e6:,.3g} MB" for kind in ("gather", "ring", "all pairs")]
+        cells = [f"{now.loss_memory[kind] / 1e6:,.0f} MB" for kind in ("gather", "ring", "all pairs")]
         print(f"| {world:,} | {now.memory / 1e9:.1f} GB | " + " | ".join(cells) + " |")
 
 
@@ -191,7 +191,7 @@ def draw(encoder: Encoder, path: str) -> None:
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "fastcl"
+    matplotlib.rcParams.update({"svg.hashsalt": "fastcl", "svg.fonttype": "none"})
     from matplotlib import pyplot
 
     steps = [step(encoder, world) for world in GPUS]
