@@ -36,8 +36,9 @@ __all__ = [
 
 Result = TypeVar("Result")
 
-# The others wait for so long while the first evaluates; that a machine is gone torchrun notices, not this.
-_PATIENCE = timedelta(days=7)
+_TO_MEET = timedelta(minutes=5)
+# The others wait while the first evaluates; that a machine is gone torchrun notices, not this.
+_TO_WAIT = timedelta(days=7)
 _CPU = torch.device("cpu")
 
 
@@ -63,7 +64,13 @@ def joined(device: str) -> Iterator[None]:
     if not launched or dist.is_initialized():
         yield
         return
-    dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", timeout=_PATIENCE)
+    backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+    store, rank, size = next(dist.rendezvous("env://", timeout=_TO_MEET))  # type: ignore[attr-defined]
+    # torchrun keeps its store over restarts, and what processes that are dead wrote there would be taken for new.
+    store = dist.PrefixStore(f"start {_starts_before()}", store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TO_MEET)
+    group: Any = dist.group.WORLD
+    group.set_timeout(_TO_WAIT)
     try:
         yield
     finally:
@@ -78,7 +85,11 @@ def is_first() -> bool:
 
 def restarted() -> bool:
     """Whether ``torchrun`` started this anew, after a process failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _starts_before() > 0
+
+
+def _starts_before() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def on_first(function: Callable[[], Result]) -> Result:
