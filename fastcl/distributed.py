@@ -19,8 +19,8 @@ from torch import distributed as dist
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from fastcl.errors import ConfigError, RunError, UserError
-from fastcl.losses.distributed import world
+from fastcl.errors import ConfigError, RunError
+from fastcl.losses.distributed import alone, world
 
 __all__ = [
     "as_one",
@@ -93,10 +93,10 @@ def _starts_before() -> int:
 
 
 def on_first(function: Callable[[], Result]) -> Result:
-    """What ``function`` returns on the first process, on all of them.
+    """What ``function`` returns on the first process, on all of them; what it calls sees that process alone.
 
     Raises:
-        RunError: on the others, where it raises a UserError or an OSError on the first.
+        RunError: on the others, where it raises on the first.
     """
     rank, size = world()
     if size == 1:
@@ -104,9 +104,10 @@ def on_first(function: Callable[[], Result]) -> Result:
     told: list[Any] = [None, None]  # result, error
     if rank == 0:
         try:
-            told[0] = function()
-        except (UserError, OSError) as error:
-            dist.broadcast_object_list([None, str(error)], device=_CPU)
+            with alone():
+                told[0] = function()
+        except BaseException as error:
+            dist.broadcast_object_list([None, str(error) or type(error).__name__], device=_CPU)
             raise
     dist.broadcast_object_list(told, device=_CPU)
     if told[1] is not None:

@@ -19,6 +19,7 @@ would have to wait for that), and every process must call backward where one doe
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, cast, get_args
 
@@ -55,9 +56,23 @@ def gathered(owner: str, gather_distributed: bool, distributed: Distributed | No
     return "gather" if gather_distributed else distributed
 
 
+_is_alone = False
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Within, this process is a world of its own: for what one process does while the others wait."""
+    global _is_alone
+    before, _is_alone = _is_alone, True
+    try:
+        yield
+    finally:
+        _is_alone = before
+
+
 def world() -> tuple[int, int]:
     """This process's rank and the number of processes; (0, 1) outside torch.distributed."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if _is_alone or not (dist.is_available() and dist.is_initialized()):
         return 0, 1
     return dist.get_rank(), dist.get_world_size()
 
