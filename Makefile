@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 EMULATOR := $(shell find tests/emulator -path '*/_build' -prune -o \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \) -print)
 
-.PHONY: help demo test fuzz test-cuda test-ptx test-sanitized bench bench-augment bench-cuda cuda-report lint format docs info clean
+.PHONY: help demo test fuzz test-cuda test-ptx test-sanitized test-elastic bench bench-augment bench-cuda cuda-report lint format docs info clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -47,6 +47,9 @@ test-cuda: $(VENV)/.test  ## the ops' tests on this machine's GPU; needs CUDA_HO
 FUZZ_TABLES ?= 1000000
 fuzz: $(VENV)/.test  ## the augmentation kernels on a million random tables under sanitizers
 	FASTCL_FUZZ_TABLES=$(FUZZ_TABLES) $(BIN)/python -m pytest -q -n auto tests/test_fuzz_augment.py
+
+test-elastic: $(VENV)/.test  ## one of two processes of a run is killed ten times; a few minutes
+	FASTCL_KILLS=10 $(BIN)/python -m pytest -q -s tests/test_run_distributed.py -k killed
 
 bench: $(VENV)/.test  ## the benchmarks, beside the peers that are installed (pip install '.[peers]')
 	$(BIN)/python -m pytest -q bench --benchmark-sort=fullname
