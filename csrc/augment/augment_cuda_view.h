@@ -467,11 +467,10 @@ class CudaView {
           if (k < count)
             sum += kChannels == 3 ? Color::gray(v[0][k], v[kChannels / 2][k], v[kChannels - 1][k]) : v[0][k];
       }
-      if (kChannels == 3 && gray) {
+      if constexpr (kChannels == 3) {
 #pragma unroll
         for (int k = 0; k < 4; ++k)
-          v[0][k] = v[kChannels / 2][k] = v[kChannels - 1][k] =
-              Color::gray(v[0][k], v[kChannels / 2][k], v[kChannels - 1][k]);
+          if (gray) v[0][k] = v[1][k] = v[2][k] = Color::gray(v[0][k], v[1][k], v[2][k]);
       }
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
