@@ -113,6 +113,13 @@ def test_called_with_labels_or_without(backend, kind):
     assert not torch.equal(t(images, index), T.Compose([t.transforms[0], t.transforms[2]], seed=3)(images, index))
 
 
+def test_a_batch_of_one_is_its_own_neighbour(backend):
+    """As the last batch of an epoch may be."""
+    image = noise(1)
+    for kind in (T.MixUp, T.CutMix):
+        assert torch.equal(kind()(image), image)
+
+
 def test_one_of_two_mixes_for_each_image(backend):
     """torchvision's examples choose between the two for each batch."""
     n = 400
@@ -137,7 +144,7 @@ BAD = {
     "no_classes": (lambda: T.MixUp()(noise(3), torch.arange(3)), "num_classes must be given"),
     "other_classes": (lambda: T.MixUp(num_classes=2)(noise(3), torch.ones(3, 4)), "must have num_classes = 2, got 4"),
     "labels": (lambda: T.CutMix(num_classes=3)(noise(3), torch.arange(2)), r"labels must be \[3\] or \[3, classes\]"),
-    "single": (lambda: T.MixUp()(noise(1)[0]), "MixUp: images must be a batch of at least 2, got 1"),
+    "single": (lambda: T.MixUp()(noise(1)[0]), r"MixUp: images must be a batch \[B, C, H, W\], got one image"),
 }
 
 

@@ -17,6 +17,7 @@ _GAMMA_DRAWS = 3 * _TRIES + 1
 
 
 class _Mix(OwnDraws):
+    needs_batch = True
     blocks = -(-(1 + 2 * _GAMMA_DRAWS + 2) // 4)
 
     def __init__(self, *, alpha: float = 1.0, num_classes: int | None = None, labels_getter: Any = "default") -> None:
@@ -99,8 +100,6 @@ class _Mix(OwnDraws):
 
     def outside(self, images: Tensor, params: Tensor, fill: list[float] | None) -> Tensor:
         """See :meth:`OwnDraws.outside`."""
-        if len(images) == 1:
-            raise ValueError(f"{type(self).__name__}: images must be a batch of at least 2, got 1")
         return self._mixed(images, images.roll(1, 0), params)
 
     def _mixed(self, images: Tensor, others: Tensor, params: Tensor) -> Tensor:
