@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 EMULATOR := $(shell find tests/emulator -path '*/_build' -prune -o \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \) -print)
 
-.PHONY: help demo test fuzz test-cuda test-ptx test-sanitized bench bench-augment bench-cuda cuda-report lint format docs info clean
+.PHONY: help demo test fuzz soak test-cuda test-ptx test-sanitized bench bench-augment bench-cuda cuda-report lint format docs info clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -46,6 +46,11 @@ test-cuda: $(VENV)/.test  ## the ops' tests on this machine's GPU; needs CUDA_HO
 
 fuzz: $(VENV)/.test  ## the augmentation kernels on a million random tables under sanitizers
 	FASTCL_FUZZ_TABLES=1000000 $(BIN)/python -m pytest -q -n auto tests/test_fuzz_augment.py
+
+MINUTES ?= 60
+
+soak: $(VENV)/.fastcl  ## an hour of training (MINUTES=60); fails where memory grows
+	OMP_NUM_THREADS=1 $(BIN)/python tools/soak.py --minutes $(MINUTES)
 
 bench: $(VENV)/.test  ## the benchmarks, beside the peers that are installed (pip install '.[peers]')
 	$(BIN)/python -m pytest -q bench --benchmark-sort=fullname

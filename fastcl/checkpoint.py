@@ -23,6 +23,7 @@ __all__ = [
     "load_checkpoint",
     "load_encoder",
     "pack_encoder",
+    "previous_of",
     "save_checkpoint",
     "save_encoder",
 ]
@@ -32,7 +33,7 @@ _ENCODER = "fastcl-encoder-1"
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Replaces the checkpoint at `path` by a new one, in one step.
+    """Writes the checkpoint at `path`; the one that was there becomes :func:`previous_of` it.
 
     Args:
         path: the file.
@@ -40,7 +41,13 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], description: Mapp
         description: what can be written as JSON; floats come back with the same bits.
     """
     kept = {name: tensor.detach() for name, tensor in tensors.items()}
-    write_atomically(path, pack_tensors(kept, {"format": _CHECKPOINT, "sha256": _digest(kept), **description}))
+    content = pack_tensors(kept, {"format": _CHECKPOINT, "sha256": _digest(kept), **description})
+    write_atomically(path, content, previous_of(path))
+
+
+def previous_of(path: Path) -> Path:
+    """Where the checkpoint before that at `path` is kept."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -54,7 +61,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     tensors, header = read_tensors(path, _CHECKPOINT)
     if header.get("sha256") != _digest(tensors):
-        raise CheckpointError(f"{path}: damaged: its checksum does not match its content; start anew with --overwrite")
+        raise CheckpointError(f"{path}: damaged: its checksum does not match its content")
     return tensors, header
 
 

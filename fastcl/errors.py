@@ -15,6 +15,7 @@ __all__ = [
     "MissingExtraError",
     "RunError",
     "UserError",
+    "WorkerError",
     "extra",
     "require_run_extra",
     "run_extra",
@@ -51,7 +52,19 @@ class RunError(UserError):
 
 
 class DivergedError(UserError):
-    """The loss became NaN or infinite."""
+    """The loss or a weight became NaN or infinite.
+
+    Attributes:
+        step: at which.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class WorkerError(UserError):
+    """A process that reads data for the training has died."""
 
 
 class MissingExtraError(UserError):

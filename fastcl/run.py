@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import errno
 import json
 import shutil
 import signal
@@ -19,15 +20,15 @@ import torch
 
 import fastcl
 from fastcl import data
-from fastcl.checkpoint import load_checkpoint, load_encoder, save_encoder
+from fastcl.checkpoint import load_checkpoint, load_encoder, previous_of, save_encoder
 from fastcl.compress import to_int8
 from fastcl.compress.ladder import LADDER_BATCHES, Ladder, LadderConfig, climb
 from fastcl.config import RunConfig, changes, make_config, read_toml, to_toml
 from fastcl.data.secure import key_from_env, key_from_file
 from fastcl.encoder import Encoder
-from fastcl.errors import ConfigError, DivergedError, RunError, run_extra
+from fastcl.errors import CheckpointError, ConfigError, DivergedError, RunError, run_extra
 from fastcl.evaluate import Evaluation, evaluate, latency_ms
-from fastcl.files import TEMPORARY, write_atomically
+from fastcl.files import TEMPORARY, locked, write_atomically
 from fastcl.pretrain import Pretraining
 from fastcl.progress import Reporter
 from fastcl.recipe import TextRecipe
@@ -39,7 +40,9 @@ __all__ = [
     "LADDER_FOLDER",
     "TIMINGS",
     "Interrupted",
+    "Terminated",
     "compress",
+    "holds",
     "load_run",
     "run",
     "settings_of",
@@ -48,6 +51,7 @@ __all__ = [
 FILES = {
     "config": "config.toml",
     "checkpoint": "checkpoint.safetensors",
+    "previous_checkpoint": "checkpoint.previous.safetensors",  # in case the last one is damaged
     "encoder": "encoder.safetensors",
     "int8_encoder": "encoder_int8.safetensors",
     "report": "report.html",
@@ -82,10 +86,25 @@ class Interrupted(Exception):
         self.exit_code = 128 + signal_number
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came where there is no step to wait for; what is on disk stands, as after Ctrl-C."""
+
+    exit_code = 128 + signal.SIGTERM
+
+
 def settings_of(out: Path) -> dict[str, Any] | None:
     """The settings of the run in `out`, or None where there is none."""
     path = out / FILES["config"]
     return read_toml(path) if path.exists() else None
+
+
+def holds(out: Path, config: RunConfig) -> bool:
+    """Whether the run in `out`, finished or not, has these settings."""
+    stored = settings_of(out)
+    if stored is None:
+        return False
+    before = make_config(stored)
+    return not changes(before, config.model_copy(update={"threads": config.threads or before.threads}))
 
 
 def run(
@@ -116,15 +135,58 @@ def run(
     """
     reporter = reporter or Reporter()
     config = config.model_copy(update={"threads": config.threads or torch.get_num_threads()})
-    if _is_finished(config, out, resume=resume, overwrite=overwrite):
-        reporter.note(f"{out} holds this run, finished")
-        metrics: dict[str, Any] = json.loads((out / FILES["metrics"]).read_text(encoding="utf-8"))
-        return metrics
-    with _threads(config.threads or 1):
+    with _exclusive(out):
+        if _is_finished(config, out, resume=resume, overwrite=overwrite):
+            reporter.note(f"{out} holds this run, finished")
+            return _read_metrics(out)
+        with _threads(config.threads or 1), _termination_raises():
+            try:
+                return _run(config, out, overwrite, command, reporter)
+            except OSError as error:
+                raise RunError(
+                    f"the run in {out} stopped: {error}; {_advice(error)}--resume goes on with it"
+                ) from error
+
+
+def _read_metrics(out: Path) -> dict[str, Any]:
+    path = out / FILES["metrics"]
+    try:
+        metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: expected the metrics of a finished run: {error}; --overwrite runs it anew") from error
+    return metrics
+
+
+@contextlib.contextmanager
+def _exclusive(out: Path) -> Iterator[None]:
+    """Makes the folder, and keeps other runs out of it."""
+    with contextlib.ExitStack() as stack:
         try:
-            return _run(config, out, overwrite, command, reporter)
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(out))
         except OSError as error:
-            raise RunError(f"the run in {out} stopped: {error}; --resume goes on with it") from error
+            raise _not_writable(out, error) from error
+        yield
+
+
+_ADVICE = {
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room within your quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: "make the file system writable",
+    errno.EACCES: "make the folder writable for you",
+    errno.EPERM: "make the folder writable for you",
+}
+
+
+def _advice(error: OSError) -> str:
+    """What to do first."""
+    advice = _ADVICE.get(error.errno or 0)
+    return f"{advice}, then " if advice else ""
+
+
+def _not_writable(out: Path, error: OSError) -> RunError:
+    return RunError(f"{out}: expected a folder that can be written to: {error}; choose another --out, or mend this one")
 
 
 def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: Reporter) -> dict[str, Any]:
@@ -135,11 +197,12 @@ def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: 
             f"data: {config.data} holds {images.kind}; encrypted images are secure:PATH, texts are secure-text:PATH"
         )
     reporter.note(_describe(images))
+    _tell_skipped(images, reporter)
     training = Pretraining(images.train_images, config)  # all that pretraining ever sees
     random_encoder = copy.deepcopy(training.encoder)
     _begin(config, out, overwrite)
     environment = {"fastcl": fastcl.__version__, "torch": torch.__version__, "backends": fastcl.backends()}
-    description = {"data": images.fingerprint(), **environment}
+    description = {"data": images.fingerprint(), "skipped": len(images.skipped), **environment}
     _restore(training, out / FILES["checkpoint"], description, reporter)
 
     reporter.stage("augment and pretrain")
@@ -172,6 +235,7 @@ def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: 
         "embedding_dim": encoder.dim,
         "train_images": len(images.train),
         "test_images": len(images.test),
+        "skipped_images": len(images.skipped),
         "steps": training.steps,
         "seed": config.seed,
         "threads": config.threads,
@@ -193,7 +257,7 @@ def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: 
 
     reporter.stage("report")
     evidence = Evidence(
-        data=images,
+        data=images.judged,
         config=config,
         transform=training.transform,
         losses=training.losses,
@@ -207,7 +271,8 @@ def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: 
     )
     write_report(out / FILES["report"], evidence)
     write_atomically(out / FILES["metrics"], json.dumps(metrics, indent=2) + "\n")
-    (out / FILES["checkpoint"]).unlink(missing_ok=True)
+    for name in ("checkpoint", "previous_checkpoint"):
+        (out / FILES[name]).unlink(missing_ok=True)
     return metrics
 
 
@@ -249,7 +314,7 @@ def compress(out: Path, config: LadderConfig, *, reporter: Reporter | None = Non
     run_config, images = load_run(out)
     if images.kind != "images":
         raise RunError(f"{out} holds a run on {images.kind}; smaller encoders are made for images alone")
-    with _threads(run_config.threads or torch.get_num_threads()):
+    with _exclusive(out), _threads(run_config.threads or torch.get_num_threads()):
         try:
             encoder, _ = load_encoder(out / FILES["encoder"])
             for folder in (out, out / LADDER_FOLDER):
@@ -263,7 +328,8 @@ def compress(out: Path, config: LadderConfig, *, reporter: Reporter | None = Non
             if not replace_frontier(out / FILES["report"], ladder, run_config):
                 reporter.note(f"{out / FILES['report']} is none that the result fits into; it is in compression.json")
         except OSError as error:
-            raise RunError(f"compressing the run in {out} stopped: {error}; the same command goes on") from error
+            message = f"compressing the run in {out} stopped: {error}; {_advice(error)}the same command goes on"
+            raise RunError(message) from error
     return ladder
 
 
@@ -333,13 +399,31 @@ def _describe(images: data.Dataset) -> str:
     )
 
 
+def _tell_skipped(images: data.Dataset, reporter: Reporter) -> None:
+    if images.skipped:
+        first = "; ".join(f"{name}: {why}" for name, why in list(images.skipped.items())[:3])
+        more = f"; and {len(images.skipped) - 3} more, in the report" if len(images.skipped) > 3 else ""
+        reporter.note(f"skipped {len(images.skipped):,} that cannot be read: {first}{more}")
+
+
 def _restore(training: Pretraining, path: Path, description: dict[str, Any], reporter: Reporter) -> None:
-    """Goes to the checkpoint at `path` where there is one."""
-    if not path.exists():
+    """Goes to the checkpoint at `path` where there is one; where it is damaged, to the one before."""
+    found = [candidate for candidate in (path, previous_of(path)) if candidate.exists()]
+    if not found:
         return
-    _, saved = load_checkpoint(path)
+    for path in found:
+        try:
+            _, saved = load_checkpoint(path)
+            break
+        except CheckpointError as error:
+            reporter.note(f"{error}; looking for the checkpoint before")
+    else:
+        raise CheckpointError(
+            f"{found[0]}: damaged, and there is no earlier checkpoint to go on from; start anew with --overwrite"
+        )
     if saved.get("data") != description["data"]:
-        raise RunError(f"{path}: the data has changed since this run began; start anew with --overwrite")
+        left_out = f" (left out, as unreadable, before: {saved.get('skipped', 0)}, now: {description['skipped']})"
+        raise RunError(f"{path}: the data has changed since this run began{left_out}; start anew with --overwrite")
     changed = [key for key in ("fastcl", "torch", "backends") if saved.get(key) != description[key]]
     if changed:
         reporter.note(f"{', '.join(changed)} changed since this run began: the result may differ in the last digits")
@@ -352,8 +436,9 @@ def _pretrain(training: Pretraining, out: Path, description: dict[str, Any], rep
         try:
             finished = training.run(out / FILES["checkpoint"], description, on_step, lambda: bool(stop))
         except DivergedError as error:
-            failure = {"state": "diverged", "step": training.step + 1, "message": str(error)}
-            write_atomically(out / FILES["failure"], json.dumps(failure, indent=2) + "\n")
+            failure = {"state": "diverged", "step": error.step, "message": str(error)}
+            with contextlib.suppress(OSError):  # what diverged says more than that the disk is full, too
+                write_atomically(out / FILES["failure"], json.dumps(failure, indent=2) + "\n")
             raise
     if not finished:
         raise Interrupted(stop[0], training.step, training.steps)
@@ -362,10 +447,9 @@ def _pretrain(training: Pretraining, out: Path, description: dict[str, Any], rep
 def _is_finished(config: RunConfig, out: Path, *, resume: bool, overwrite: bool) -> bool:
     """Whether `out` holds this very run, finished; raises RunError where it holds what is not to be touched."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
         names = {path.name for path in out.iterdir() if not path.name.startswith(TEMPORARY)}
     except OSError as error:
-        raise RunError(f"{out}: expected a folder that can be written to: {error}") from error
+        raise _not_writable(out, error) from error
     if overwrite or not names:
         return False
     if FILES["config"] not in names:
@@ -383,7 +467,10 @@ def _is_finished(config: RunConfig, out: Path, *, resume: bool, overwrite: bool)
         raise RunError(f"{out} holds {state}; {how}--overwrite throws it away, or choose another --out")
     differences = changes(make_config(settings_of(out) or {}), config)
     if differences:
-        raise RunError(f"{out} holds a run with other settings, not resumed: {'; '.join(differences)}")
+        raise RunError(
+            f"{out} holds a run with other settings, not resumed: {'; '.join(differences)}; to go on, leave "
+            "those flags out; or choose another --out, or --overwrite"
+        )
     return finished
 
 
@@ -398,7 +485,7 @@ def _begin(config: RunConfig, out: Path, overwrite: bool) -> None:
                 shutil.rmtree(path)
         write_atomically(out / FILES["config"], to_toml(config))
     except OSError as error:
-        raise RunError(f"{out}: expected a folder that can be written to: {error}") from error
+        raise _not_writable(out, error) from error
 
 
 @contextlib.contextmanager
@@ -413,6 +500,24 @@ def _threads(count: int) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _termination_raises() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does: the folder is left in order, and a message says how to go on."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, handle)
+    except ValueError:  # not the main thread: whoever called this handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -30,11 +30,12 @@ try:
         from fastcl.cli.export import export
         from fastcl.cli.preview import preview
         from fastcl.cli.run import run
-    for command in (run, compress, export, embed, preview, encrypt, rotate_key):
+        from fastcl.cli.shard import shard
+    for command in (run, compress, export, embed, preview, encrypt, rotate_key, shard):
         app.command()(command)
 except MissingExtraError as error:
     _missing = error
-    for name in ("run", "compress", "export", "embed", "preview", "encrypt", "rotate-key"):
+    for name in ("run", "compress", "export", "embed", "preview", "encrypt", "rotate-key", "shard"):
 
         @app.command(
             name,
