@@ -58,7 +58,7 @@ class DivergedError(UserError):
         step: at which.
     """
 
-    def __init__(self, message: str, step: int) -> None:
+    def __init__(self, message: str, step: int = 0) -> None:
         super().__init__(message)
         self.step = step
 
