@@ -26,7 +26,7 @@ def write_atomically(path: Path, data: bytes | str, previous: Path | None = None
     Args:
         path: of the file.
         data: its new content.
-        previous: where the old content goes; a crash may leave it there alone.
+        previous: where the old content goes; on a file system without hard links, a crash may leave it there alone.
 
     Raises:
         OSError: where the folder cannot be written to; the old content then stands.
@@ -40,7 +40,7 @@ def write_atomically(path: Path, data: bytes | str, previous: Path | None = None
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
         if previous is not None and path.exists():
-            path.replace(previous)
+            _keep(path, previous, Path(f"{temporary}.old"))
         Path(temporary).replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -52,6 +52,15 @@ def write_atomically(path: Path, data: bytes | str, previous: Path | None = None
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _keep(path: Path, previous: Path, between: Path) -> None:
+    """Gives a file a second name, replacing what has it; `between` is a free third one."""
+    try:
+        between.hardlink_to(path)
+        between.replace(previous)
+    except OSError:  # no hard links here: then there is a moment without the first name
+        path.replace(previous)
 
 
 @contextlib.contextmanager

@@ -373,8 +373,11 @@ def test_a_corrupt_checkpoint(name: str, undisturbed: Path, tmp_path: Path, monk
     assert lasting_metrics(tmp_path) == lasting_metrics(undisturbed)
 
 
-def test_killed_between_two_names_of_a_checkpoint(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_checkpoint_is_missing(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As where a run was killed while a checkpoint was put in its place, on a file system without hard links."""
+    monkeypatch.setattr(Path, "hardlink_to", lambda *arguments: os.link("/missing/old", "/missing/new"))
     stopped_run(tmp_path, monkeypatch)
+    assert load_checkpoint(previous_of(tmp_path / CHECKPOINT))[1]["step"] == 6
     (tmp_path / CHECKPOINT).unlink()
     run(CONFIG, tmp_path, resume=True)
     assert lasting_metrics(tmp_path) == lasting_metrics(undisturbed)
