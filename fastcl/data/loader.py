@@ -304,7 +304,7 @@ class Loader:
             try:
                 batch = next(raw, None)
             except Exception as error:
-                if "DataLoader worker" in str(error):
+                if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):
                     error = WorkerError(
                         f"Loader: a process that reads the data has died (out of memory?): {error}; use fewer "
                         "num_workers or a smaller batch_size; state_dict() still says where to go on"
