@@ -46,7 +46,7 @@ def open_image(source: str | Path | bytes, channels: int, min_side: int | None =
         DataError: for what is no readable image; names the file.
     """
     with run_extra():
-        from PIL import Image, ImageOps
+        from PIL import Image, ImageOps, UnidentifiedImageError
     mode = "RGB" if channels == 3 else "L"
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
@@ -57,6 +57,8 @@ def open_image(source: str | Path | bytes, channels: int, min_side: int | None =
             ImageOps.exif_transpose(image, in_place=True)
             return image if image.mode == mode else image.convert(mode)
     except Exception as error:  # damaged files raise struct.error, TypeError and others beside Pillow's own
+        if isinstance(error, UnidentifiedImageError):  # which names the file, or an object in memory
+            error = UnidentifiedImageError("cannot identify image file")
         name = f"{len(source)} bytes" if isinstance(source, bytes) else source
         raise DataError(f"{name}: expected a readable image: {error}") from error
 

@@ -213,15 +213,16 @@ class ShardImages(RowImages):
         self.shape = torch.Size([len(samples), channels, size, size])
 
     def _source(self, number: int) -> _Plain | _Sealed:
-        if number not in self._sources:
-            if len(self._sources) >= _OPEN_SHARDS:
-                self._sources.pop(next(iter(self._sources)))
+        source = self._sources.get(number)
+        if source is None:
             path = self._paths[number]
             try:
-                self._sources[number] = _Plain(path) if self._key is None else _Sealed(path, self._key)
+                source = _Plain(path) if self._key is None else _Sealed(path, self._key)
             except OSError as error:
                 raise DataError(f"{path}: expected a shard: {error}") from error
-        return self._sources[number]
+            # A dict of its own each time, which other threads may be looking into.
+            self._sources = {**dict(list(self._sources.items())[1 - _OPEN_SHARDS :]), number: source}
+        return source
 
     def read(self, number: int) -> bytes:
         """The file of an image.
@@ -518,8 +519,8 @@ def write_shards(
             for number in np.random.RandomState(0).permutation(len(paths)).tolist():
                 path = paths[number]
                 try:
+                    open_image(path, 3)
                     content = path.read_bytes()
-                    open_image(content, 3)
                 except (DataError, OSError) as error:
                     skipped[str(path)] = str(error.__cause__ or error)
                     continue
