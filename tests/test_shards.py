@@ -240,6 +240,17 @@ def test_commands(folder: Path, tmp_path: Path):
     pattern = done.output.rpartition("--data '")[2].rstrip("'\n ")
     data = load(pattern, key=key_from_file(tmp_path / "key"))
     assert (len(data.images), data.private) == (60, True)
+    other = ["--new-key-file", str(tmp_path / "other")]
+    paths = sorted(map(str, out.iterdir()))
+    for given in (
+        [paths[0], "--create-key"],
+        paths,
+        paths,
+    ):  # stopped after the first; gone on with; nothing left to do
+        assert CliRunner().invoke(app, ["rotate-key", *given, *key, *other]).exit_code == 0
+    assert len(load(pattern, key=key_from_file(tmp_path / "other")).images) == 60
+    with pytest.raises(DataError, match="the key does not open it"):
+        load(pattern, key=key_from_file(tmp_path / "key"))
     again = CliRunner().invoke(app, ["shard", str(folder), str(out)])
     assert isinstance(again.exception, DataError)
     assert "expected a folder that does not exist yet" in str(again.exception)

@@ -37,7 +37,7 @@ def encrypt(
 
 
 def rotate_key(
-    path: Annotated[Path, typer.Argument(help="The folder of an encrypted data set.")],
+    paths: Annotated[list[Path], typer.Argument(help="The folders of encrypted data sets, or of encrypted shards.")],
     key_file: KeyFile = None,
     key_env: KeyEnv = None,
     new_key_file: Annotated[Path | None, typer.Option(help="File with the new key.")] = None,
@@ -46,13 +46,29 @@ def rotate_key(
         bool, typer.Option("--create-key", help="Write a new key into --new-key-file first.")
     ] = False,
 ) -> None:
-    """Put an encrypted data set under another key; the data itself is not written again."""
+    """Put encrypted data sets under another key; the data itself is not written again.
+
+    Stopped among several, the same command without --create-key goes on.
+    """
     from fastcl.data import secure
+    from fastcl.errors import DataError
+
+    def opened_by(path: Path, key: bytes) -> bool:
+        try:
+            secure.SecureImages(path, key)
+        except DataError:
+            return False
+        return True
 
     old = read_key(key_file, key_env, False)
-    secure.SecureImages(path, old)  # before a new key is made
-    secure.rotate_key(path, old, read_key(new_key_file, new_key_env, create_key))
-    typer.echo(f"{path}: opened by the new key, no longer by the old one")
+    new = None if create_key else read_key(new_key_file, new_key_env, False)
+    left = [path for path in paths if new is None or not opened_by(path, new)]
+    for path in left:
+        secure.SecureImages(path, old)  # before a new key is made, or anything is changed
+    new = new or read_key(new_key_file, new_key_env, create_key)
+    for path in left:
+        secure.rotate_key(path, old, new)
+    typer.echo(f"{', '.join(map(str, paths))}: opened by the new key, no longer by the old one")
 
 
 def read_key(file: Path | None, env: str | None, create: bool) -> bytes:
