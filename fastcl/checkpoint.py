@@ -6,7 +6,7 @@ Both are named tensors and a description in one safetensors file, written atomic
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ __all__ = [
     "encoder_origin",
     "load_checkpoint",
     "load_encoder",
+    "newest_checkpoint",
     "pack_encoder",
     "previous_of",
+    "remove_checkpoint",
     "save_checkpoint",
     "save_encoder",
 ]
@@ -48,6 +50,37 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], description: Mapp
 def previous_of(path: Path) -> Path:
     """Where the checkpoint before that at `path` is kept."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def newest_checkpoint(path: Path, tell: Callable[[str], None]) -> Path | None:
+    """The checkpoint at `path`, or where that is damaged or missing the one before it; None where there is neither.
+
+    Args:
+        path: as given to :func:`save_checkpoint`.
+        tell: is told of one that is damaged.
+
+    Raises:
+        CheckpointError: where none that is there can be read.
+    """
+    found = [candidate for candidate in (path, previous_of(path)) if candidate.exists()]
+    for candidate in found:
+        try:
+            load_checkpoint(candidate)
+        except CheckpointError as error:
+            tell(f"{error}; looking for the checkpoint before")
+        else:
+            return candidate
+    if found:
+        raise CheckpointError(
+            f"{path}: damaged, and there is no earlier checkpoint to go on from; start anew with --overwrite"
+        )
+    return None
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Removes the checkpoint at `path` and the one before it."""
+    path.unlink(missing_ok=True)
+    previous_of(path).unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

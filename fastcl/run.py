@@ -20,23 +20,26 @@ import torch
 
 import fastcl
 from fastcl import data
-from fastcl.checkpoint import load_checkpoint, load_encoder, previous_of, save_encoder
+from fastcl.checkpoint import load_checkpoint, load_encoder, newest_checkpoint, remove_checkpoint, save_encoder
 from fastcl.compress import to_int8
 from fastcl.compress.ladder import LADDER_BATCHES, Ladder, LadderConfig, climb
 from fastcl.config import RunConfig, changes, make_config, read_toml, to_toml
 from fastcl.data.secure import key_from_env, key_from_file
 from fastcl.encoder import Encoder
-from fastcl.errors import CheckpointError, ConfigError, DivergedError, RunError, run_extra
+from fastcl.errors import ConfigError, DivergedError, RunError, run_extra
 from fastcl.evaluate import Evaluation, evaluate, latency_ms
 from fastcl.files import TEMPORARY, locked, write_atomically
+from fastcl.generate import GeneratedDataset
+from fastcl.generate import job as generation
 from fastcl.pretrain import Pretraining
 from fastcl.progress import Reporter
 from fastcl.recipe import TextRecipe
-from fastcl.report import Evidence, replace_frontier, write_report
+from fastcl.report import Evidence, Generation, replace_frontier, write_report
 
 __all__ = [
     "BASELINES",
     "FILES",
+    "GENERATED_FOLDER",
     "LADDER_FOLDER",
     "TIMINGS",
     "Interrupted",
@@ -61,6 +64,7 @@ FILES = {
     "compressed_encoder": "encoder_compressed.safetensors",
 }
 LADDER_FOLDER = "compressed"  # the encoders of the ladder
+GENERATED_FOLDER = "generated"  # the generator, and those of the comparison
 
 # The metrics that depend on the clock; all others are the same whenever the same run is repeated.
 TIMINGS = (
@@ -198,11 +202,17 @@ def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: 
         )
     reporter.note(_describe(images))
     _tell_skipped(images, reporter)
+    _check_generate(config, images)
     training = Pretraining(images.train_images, config)  # all that pretraining ever sees
-    random_encoder = copy.deepcopy(training.encoder)
     _begin(config, out, overwrite)
     environment = {"fastcl": fastcl.__version__, "torch": torch.__version__, "backends": fastcl.backends()}
     description = {"data": images.fingerprint(), "skipped": len(images.skipped), **environment}
+    generated = None
+    if config.generate:
+        generated = _generate(config, out, images, description, reporter)
+        mixed = GeneratedDataset.mixed(images.train_images, generated.generator, config.generate, config.seed)
+        training = Pretraining(mixed, config)
+    random_encoder = copy.deepcopy(training.encoder)
     _restore(training, out / FILES["checkpoint"], description, reporter)
 
     reporter.stage("augment and pretrain")
@@ -255,6 +265,8 @@ def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: 
         ladder = _climb(config, out, images, encoder, wanted, reporter, known)
         metrics |= _student_metrics(ladder, config)
 
+    if generated is not None:
+        metrics |= generated.metrics
     reporter.stage("report")
     evidence = Evidence(
         data=images.judged,
@@ -268,11 +280,11 @@ def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: 
         command=command or " ".join(sys.argv),
         metrics=metrics,
         ladder=ladder,
+        generation=generated,
     )
     write_report(out / FILES["report"], evidence)
     write_atomically(out / FILES["metrics"], json.dumps(metrics, indent=2) + "\n")
-    for name in ("checkpoint", "previous_checkpoint"):
-        (out / FILES[name]).unlink(missing_ok=True)
+    remove_checkpoint(out / FILES["checkpoint"])
     return metrics
 
 
@@ -406,21 +418,48 @@ def _tell_skipped(images: data.Dataset, reporter: Reporter) -> None:
         reporter.note(f"skipped {len(images.skipped):,} that cannot be read: {first}{more}")
 
 
+def _check_generate(config: RunConfig, images: data.Dataset) -> None:
+    if config.generate and images.kind != "images":
+        raise ConfigError(f"generate: images alone can be generated, {config.data} holds {images.kind}")
+    if config.generate and images.private:
+        raise ConfigError("generate: a generator can show what it learnt from, so none is made of encrypted images")
+    if config.generate and not isinstance(images.images, torch.Tensor):
+        raise ConfigError(
+            f"generate: the images must fit into memory; --limit takes some of the {len(images.images):,}"
+        )
+
+
+def _generate(
+    config: RunConfig, out: Path, images: data.Dataset, description: dict[str, Any], reporter: Reporter
+) -> Generation:
+    """Trains the generator, and compares pretraining with and without its images where there are labels to judge by."""
+    folder, origin = out / GENERATED_FOLDER, {"data": description["data"]}
+    comparisons: list[generation.Comparison] = []
+    with _stop_signal() as stop:
+        try:
+            reporter.stage("generate")
+            gan = generation.gan_config(config)
+            generator = generation.make_generator(
+                images.train_images, folder, gan, config, origin, reporter, lambda: bool(stop)
+            )
+            if config.ablation_epochs and images.labels is not None:
+                reporter.stage("compare pretraining with and without generated images")
+                comparisons = generation.compare(images, folder, config, origin, reporter, lambda: bool(stop))
+        except generation.Stopped as stopped:
+            raise Interrupted(stop[0], stopped.step, stopped.steps) from stopped
+        except DivergedError as error:
+            _write_failure(out, error)
+            raise
+    return Generation(generator, comparisons, generation.distances(folder, images))
+
+
 def _restore(training: Pretraining, path: Path, description: dict[str, Any], reporter: Reporter) -> None:
     """Goes to the checkpoint at `path` where there is one; where it is damaged, to the one before."""
-    found = [candidate for candidate in (path, previous_of(path)) if candidate.exists()]
-    if not found:
+    newest = newest_checkpoint(path, reporter.note)
+    if newest is None:
         return
-    for path in found:
-        try:
-            _, saved = load_checkpoint(path)
-            break
-        except CheckpointError as error:
-            reporter.note(f"{error}; looking for the checkpoint before")
-    else:
-        raise CheckpointError(
-            f"{found[0]}: damaged, and there is no earlier checkpoint to go on from; start anew with --overwrite"
-        )
+    path = newest
+    _, saved = load_checkpoint(path)
     if saved.get("data") != description["data"]:
         left_out = f" (left out, as unreadable, before: {saved.get('skipped', 0)}, now: {description['skipped']})"
         raise RunError(f"{path}: the data has changed since this run began{left_out}; start anew with --overwrite")
@@ -436,12 +475,16 @@ def _pretrain(training: Pretraining, out: Path, description: dict[str, Any], rep
         try:
             finished = training.run(out / FILES["checkpoint"], description, on_step, lambda: bool(stop))
         except DivergedError as error:
-            failure = {"state": "diverged", "step": error.step, "message": str(error)}
-            with contextlib.suppress(OSError):  # what diverged says more than that the disk is full, too
-                write_atomically(out / FILES["failure"], json.dumps(failure, indent=2) + "\n")
+            _write_failure(out, error)
             raise
     if not finished:
         raise Interrupted(stop[0], training.step, training.steps)
+
+
+def _write_failure(out: Path, error: DivergedError) -> None:
+    failure = {"state": "diverged", "step": error.step, "message": str(error)}
+    with contextlib.suppress(OSError):  # what diverged says more than that the disk is full, too
+        write_atomically(out / FILES["failure"], json.dumps(failure, indent=2) + "\n")
 
 
 def _is_finished(config: RunConfig, out: Path, *, resume: bool, overwrite: bool) -> bool:
@@ -481,7 +524,7 @@ def _begin(config: RunConfig, out: Path, overwrite: bool) -> None:
         for path in out.iterdir():
             if path.name in thrown_away or path.name.startswith(TEMPORARY):
                 path.unlink()
-            elif overwrite and path.name == LADDER_FOLDER:
+            elif overwrite and path.name in (LADDER_FOLDER, GENERATED_FOLDER):
                 shutil.rmtree(path)
         write_atomically(out / FILES["config"], to_toml(config))
     except OSError as error:

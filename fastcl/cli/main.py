@@ -28,14 +28,15 @@ try:
         from fastcl.cli.embed import embed
         from fastcl.cli.encrypt import encrypt, rotate_key
         from fastcl.cli.export import export
+        from fastcl.cli.generate import generate
         from fastcl.cli.preview import preview
         from fastcl.cli.run import run
         from fastcl.cli.shard import shard
-    for command in (run, compress, export, embed, preview, encrypt, rotate_key, shard):
+    for command in (run, generate, compress, export, embed, preview, encrypt, rotate_key, shard):
         app.command()(command)
 except MissingExtraError as error:
     _missing = error
-    for name in ("run", "compress", "export", "embed", "preview", "encrypt", "rotate-key", "shard"):
+    for name in ("run", "generate", "compress", "export", "embed", "preview", "encrypt", "rotate-key", "shard"):
 
         @app.command(
             name,
