@@ -68,7 +68,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextlib.contextmanager
 def nobody() -> Iterator[None]:
-    """Root reads and writes everything: as somebody else for a while, who may not be allowed to import what Python has."""
+    """Root reads and writes everything: somebody else for a while, who may not be allowed to import modules."""
     if os.geteuid() != 0:
         yield
         return
