@@ -42,7 +42,7 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], description: Mapp
         tensors: what to keep.
         description: what can be written as JSON; floats come back with the same bits.
     """
-    kept = {name: tensor.detach() for name, tensor in tensors.items()}
+    kept = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     content = pack_tensors(kept, {"format": _CHECKPOINT, "sha256": _digest(kept), **description})
     write_atomically(path, content, previous_of(path))
 
