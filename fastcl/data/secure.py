@@ -294,7 +294,12 @@ class SecureImages(RowImages):
         except (OSError, ValueError) as error:
             raise DataError(f"{self._path / _DATA}: expected a file that can be read: {error}") from error
 
-    def _chunk(self, chunk: int) -> bytes:
+    def chunk(self, chunk: int) -> bytes:
+        """The rows that are encrypted together, by the number of their chunk.
+
+        Raises:
+            DataError: for a chunk that was changed.
+        """
         size = self._per_chunk * self._row_bytes
         whole = min(size, self._count * self._row_bytes - chunk * size)  # the last one is smaller
         return self._decrypt(chunk + 1, self._start + chunk * (size + _TAG_BYTES), whole)
@@ -325,7 +330,7 @@ class SecureImages(RowImages):
         for place in range(len(wanted)) if per_chunk == 1 else np.argsort(wanted, kind="stable").tolist():
             chunk, within = divmod(wanted[place], per_chunk)
             if chunk != last:
-                last, content = chunk, self._chunk(chunk)
+                last, content = chunk, self.chunk(chunk)
             target[place * size : (place + 1) * size] = content[within * size : (within + 1) * size]
         return out
 

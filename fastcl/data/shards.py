@@ -104,10 +104,8 @@ class _Sealed:
 
     def read(self, offset: int, size: int) -> bytes:
         first, last = offset // _ROW_BYTES, min(-(-(offset + size) // _ROW_BYTES), len(self._rows))
-        if first >= last:
-            return b""
-        content = self._rows[torch.arange(first, last)].view(-1)
-        return content.numpy()[offset - first * _ROW_BYTES :][:size].tobytes()
+        content = b"".join(map(self._rows.chunk, range(first, last)))  # a row is a chunk
+        return content[offset - first * _ROW_BYTES :][:size]
 
 
 class _Stream(io.RawIOBase):
@@ -230,7 +228,7 @@ class ShardImages(RowImages):
         Raises:
             DataError: where it cannot be read, or was changed in an encrypted shard.
         """
-        shard, (offset, size) = int(self.shard_of[number]), self._places[number].tolist()
+        shard, offset, size = int(self.shard_of[number]), *self._places[number].tolist()
         try:
             content = self._source(shard).read(offset, size)
         except OSError as error:
@@ -569,4 +567,4 @@ def _finish(tar: tarfile.TarFile, buffer: io.BytesIO, path: Path, key: Key | Non
     buffer.write(bytes(-buffer.seek(0, os.SEEK_END) % _ROW_BYTES))  # a tar ends in zeros: more of them mean nothing
     rows = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8).view(-1, 1, 1, _ROW_BYTES)
     none = torch.empty(0, dtype=torch.int64)
-    encrypt(Dataset(path.name, rows, None, (), none, none, "shard"), path, key)
+    encrypt(Dataset(path.name, rows, None, (), none, none, "shard"), path, key, rows_per_chunk=1)
