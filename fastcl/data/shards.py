@@ -80,6 +80,10 @@ def expand(pattern: str) -> list[Path]:
 class _UnreadableError(DataError):
     """One sample cannot be decoded, or is cut off: it can be left out, unlike a shard that was tampered with."""
 
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"{name}: {why}")
+        self.why = why
+
 
 class _Plain:
     """A tar file. It is opened for every read: there may be more shards than files that may be open."""
@@ -234,7 +238,7 @@ class ShardImages(RowImages):
         except OSError as error:
             raise DataError(f"{self._paths[shard]}: expected a shard that can be read: {error}") from error
         if len(content) != size:
-            raise _UnreadableError(f"{self._name(number)}: the shard was cut off")
+            raise _UnreadableError(self._name(number), "the shard was cut off")
         return content
 
     def _name(self, number: int) -> str:
@@ -244,7 +248,7 @@ class ShardImages(RowImages):
         try:
             return fitted(content, self.shape[2], self._channels)
         except DataError as error:
-            raise _UnreadableError(f"{self._name(number)}: expected a readable image: {error.__cause__}") from error
+            raise _UnreadableError(self._name(number), f"expected a readable image: {error.__cause__}") from error
 
     def __getitem__(self, rows: Any) -> Tensor:
         """Decodes images.
@@ -295,11 +299,11 @@ class ShardImages(RowImages):
             try:
                 content = self.read(number)
             except _UnreadableError as error:
-                return b"", str(error)
+                return b"", error.why
             try:
                 self._decode(number, content)
             except _UnreadableError as error:
-                return hashlib.sha256(content).digest(), str(error)
+                return hashlib.sha256(content).digest(), error.why
             return hashlib.sha256(content).digest(), ""
 
         kept: list[int] = []
