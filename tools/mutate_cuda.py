@@ -1,6 +1,6 @@
 """Plants bugs at random places of the CUDA kernels and prints how many the emulated tests catch.
 
-    python tools/mutate_cuda.py [--count 10] [--seed 0]
+    python tools/mutate_cuda.py [--count 10] [--seed 0] [--only int8_linear]
 
 Works on a copy of the tree. Each bug is one small change of one place: a barrier or wait left out, a comparison, a
 sign or an index off by one, two arguments swapped, a mask cut. A bug is caught if the ops' emulated tests fail (backend
@@ -42,6 +42,11 @@ MUTATIONS = [
     ("operands swapped", r"\b(low|high)\[2\] = \{r\[(\d)\], r\[(\d)\]\}", r"\1[2] = {r[\3], r[\2]}"),
     ("true becomes false", r"\breturn true;", "return false;"),
 ]
+# Of the folder that a bug is planted in.
+TESTS = {
+    "contrast": "tests/test_ntxent.py tests/test_similarity_lse.py",
+    "int8_linear": "tests/test_int8_cuda.py tests/test_int8_linear.py tests/test_int8_conv2d.py",
+}
 
 
 @dataclass
@@ -79,12 +84,12 @@ def places(path: Path) -> list[Place]:
     return found
 
 
-def choose(count: int, seed: int) -> list[Place]:
-    """As many kinds of bugs as there are places for, in turn."""
+def choose(count: int, seed: int, folder: str = "") -> list[Place]:
+    """As many kinds of bugs as there are places for, in turn; in one folder of csrc/ or in all."""
     generator = random.Random(seed)
     by_kind: dict[str, list[Place]] = {}
     for path in kernel_files():
-        for place in places(path):
+        for place in places(path) if folder in ("", path.parts[1]) else []:
             by_kind.setdefault(place.name, []).append(place)
     kinds = list(by_kind)
     generator.shuffle(kinds)
@@ -106,10 +111,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tests", default="tests/test_ntxent.py tests/test_similarity_lse.py")
+    parser.add_argument("--tests", help="default: those of the bug's folder")
+    parser.add_argument("--only", default="", help="a folder of csrc/, the only one that bugs are planted in")
     parser.add_argument("--list", action="store_true", help="print the bugs, run nothing")
     arguments = parser.parse_args()
-    bugs = choose(arguments.count, arguments.seed)
+    bugs = choose(arguments.count, arguments.seed, arguments.only)
     slipped = []
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
@@ -124,8 +130,8 @@ def main() -> None:
                 continue
             (tree / bug.path).write_text(text[: bug.start] + bug.replacement + text[bug.end :])
             began = time.monotonic()
-            command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-k", "emulated or contrast_cuda"]
-            command += arguments.tests.split()
+            command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-k", "emulated or _cuda"]
+            command += (arguments.tests or TESTS[bug.path.parts[1]]).split()
             try:
                 done = subprocess.run(command, cwd=tree, capture_output=True, text=True, env=environment, timeout=1200)
                 caught, how = done.returncode != 0, first_failure(done.stdout)

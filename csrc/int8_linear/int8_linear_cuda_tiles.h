@@ -158,7 +158,6 @@ __global__ void __launch_bounds__(kInt8Threads, 2) int8_tiles(Int8Product p) {
       }
     }
   }
-  cuda::cp_async_wait<0>();
   __syncthreads();  // what follows writes where the others may still read
 
   int* const sums_of_cols = reinterpret_cast<int*>(shared) + warp * Tile::kWarpInts;
@@ -207,31 +206,38 @@ constexpr int kFewRows = 16, kFewCols = 16, kFewThreads = 256;  // of planes, of
 // that is the same for both: lane 4 i + j takes values 16 j to 16 j + 15 of rows i and i + 8, four of them for each
 // register.
 template <bool kOffsets>
-__global__ void __launch_bounds__(kFewThreads) int8_few_rows(Int8Product p) {
-  constexpr int kWarps = kFewThreads / 32, kBatch = 4, kStride = kFewCols + 8;
+__global__ void __launch_bounds__(kFewThreads, 4) int8_few_rows(Int8Product p) {
+  constexpr int kWarps = kFewThreads / 32, kBatch = 2, kStride = kFewCols + 8;
   FASTCL_SHARED(int, partial, [kWarps][kFewRows][kStride]);
   FASTCL_SHARED(int, partial_weight_sum, [kWarps][kFewCols]);
   const int lane = lane_id(), warp = threadIdx.x / 32, group = lane / 4, quad = lane % 4;
   const int col0 = blockIdx.x * kFewCols;
 
-  const auto sixteen = [&](const int8_t* from, int row, int count, int k) {
-    return row < count && k < p.stride ? *reinterpret_cast<const uint4*>(from + int64_t(row) * p.stride + k)
-                                       : make_uint4(0, 0, 0, 0);
+  // Rows beyond the last one give outputs that nobody stores: they may be any.
+  const auto row_of = [&](const int8_t* from, int row, int count) {
+    return from + int64_t(min(row, count - 1)) * p.stride;
   };
+  const int8_t* const a_rows[2] = {row_of(p.a, group, p.rows), row_of(p.a, group + 8, p.rows)};
+  const int8_t* const b_rows[2] = {row_of(p.b, col0 + group, p.n), row_of(p.b, col0 + group + 8, p.n)};
   int sum[2][4] = {}, weight_sum[2] = {};
 #pragma unroll 1
-  for (int first = warp * 64; first < p.stride; first += kBatch * kWarps * 64) {
-    uint4 a[kBatch][2], b[kBatch][2];  // all loads first: they are what takes the time
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int k = first + i * kWarps * 64 + quad * 16;
-        b[i][h] = sixteen(p.b, col0 + group + 8 * h, p.n, k);
-        a[i][h] = sixteen(p.a, group + 8 * h, p.rows, k);
-      }
+  for (int first = warp * 64 + quad * 16; first - quad * 16 < p.stride; first += kBatch * kWarps * 64) {
+    uint4 a[kBatch][2], b[kBatch][2];  // all loads first, unconditional: they are what takes the time
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
+      const int k = first + i * kWarps * 64, at = k < p.stride ? k : 0;
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        b[i][h] = *reinterpret_cast<const uint4*>(b_rows[h] + at);
+        a[i][h] = *reinterpret_cast<const uint4*>(a_rows[h] + at);
+      }
+    }
+    __syncwarp();  // ptxas would put off half of the loads until the first have come
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const bool inside = first + i * kWarps * 64 < p.stride;
+      if (!inside) a[i][0] = a[i][1] = make_uint4(0, 0, 0, 0);
+      const int ones = inside ? 0x01010101 : 0;
       const unsigned low[4] = {a[i][0].x, a[i][1].x, a[i][0].y, a[i][1].y};
       const unsigned high[4] = {a[i][0].z, a[i][1].z, a[i][0].w, a[i][1].w};
 #pragma unroll
@@ -241,7 +247,7 @@ __global__ void __launch_bounds__(kFewThreads) int8_few_rows(Int8Product p) {
         cuda::mma_m16n8k32_s8(sum[h], high, w.z, w.w);
         if constexpr (kOffsets)
           for (const unsigned four : {w.x, w.y, w.z, w.w})
-            weight_sum[h] = __dp4a(static_cast<int>(four), 0x01010101, weight_sum[h]);
+            weight_sum[h] = __dp4a(static_cast<int>(four), ones, weight_sum[h]);
       }
     }
   }
