@@ -51,8 +51,8 @@ struct Plan {
                                            quantized,  row_blocks,
                                            p.weight,   padded_weight,
                                            p.n};
-    cuda::launch(is_long ? quantize_rows<kRowsThreads / 32, Rows> : quantize_rows<1, Rows>, dim3(row_blocks + pad_blocks),
-           dim3(kRowsThreads), 0, stream, parameters);
+    cuda::launch(is_long ? quantize_rows<kRowsThreads / 32, Rows> : quantize_rows<1, Rows>,
+                 dim3(row_blocks + pad_blocks), dim3(kRowsThreads), 0, stream, parameters);
   }
 
   Int8Product product() const {
@@ -83,16 +83,16 @@ struct Plan {
     p.row_tiles = static_cast<int>(tiles_of(rows, Tile::kRows));
     const int64_t count = p.row_tiles * tiles_of(p.n, Tile::kCols);
     if (!at_any_rate && count < cuda::multiprocessors()) return false;
-    cuda::launch(int8_tiles<kRowFragments, kColFragments, kOffsets>, dim3(static_cast<unsigned>(count)), dim3(kInt8Threads),
-           Tile::kSharedBytes, stream, p);
+    cuda::launch(int8_tiles<kRowFragments, kColFragments, kOffsets>, dim3(static_cast<unsigned>(count)),
+                 dim3(kInt8Threads), Tile::kSharedBytes, stream, p);
     return true;
   }
 
   template <bool kOffsets>
   void multiply(cuda::Stream stream) const {
     if (rows <= kFewRows)
-      cuda::launch(int8_few_rows<kOffsets>, dim3(static_cast<unsigned>(tiles_of(problem.n, kFewCols))), dim3(kFewThreads), 0,
-             stream, product());
+      cuda::launch(int8_few_rows<kOffsets>, dim3(static_cast<unsigned>(tiles_of(problem.n, kFewCols))),
+                   dim3(kFewThreads), 0, stream, product());
     else if (!tiles<4, 8, kOffsets>(stream, false))  // too few large tiles to keep the device busy
       tiles<2, 4, kOffsets>(stream, true);
   }

@@ -54,7 +54,7 @@ struct RowsOfPatches {
     int64_t image;  // its first pixel
     int top, left;
 
-    // The pixel of element k, -1 in the padding.
+    // The pixel under a point of the kernel, -1 in the padding.
     __device__ __forceinline__ int64_t pixel(int point) const {
       const int y = top + point / p.kernel_width * p.dilation_y, x = left + point % p.kernel_width * p.dilation_x;
       return y < 0 || y >= p.height || x < 0 || x >= p.width ? -1 : image + int64_t(y) * p.width + x;
