@@ -148,7 +148,7 @@ __device__ __forceinline__ void pad_weight(const QuantizeRows<Rows>& p) {
 
 // kWarps warps take a row: 1 or all of the block.
 template <int kWarps, class Rows>
-__global__ void __launch_bounds__(kRowsThreads) quantize_rows(QuantizeRows<Rows> p) {
+__global__ void __launch_bounds__(kRowsThreads, 4) quantize_rows(QuantizeRows<Rows> p) {
   constexpr int kBlockWarps = kRowsThreads / 32, kLanes = 32 * kWarps;
   static_assert(kWarps == 1 || kWarps == kBlockWarps);
   FASTCL_SHARED(RowBits, of_warp, [kBlockWarps]);

@@ -37,13 +37,12 @@ struct FourColumns {
   float scale[4], bias[4];
   int sum[4];  // of the weight's row, where rows have offsets
 
-  __device__ __forceinline__ FourColumns(const Int8Product& p, int n, const int* sums) {
+  __device__ __forceinline__ FourColumns(const Int8Product& p, int n, int4 sums) : sum{sums.x, sums.y, sums.z, sums.w} {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const bool inside = n + e < p.n;
       scale[e] = inside ? p.weight_scale[n + e] : 0.f;
       bias[e] = inside && p.bias ? p.bias[n + e] : 0.f;
-      sum[e] = sums ? sums[e] : 0;
     }
   }
 };
@@ -172,7 +171,8 @@ __global__ void __launch_bounds__(kInt8Threads, 2) int8_tiles(Int8Product p) {
   }
   constexpr int kLanesOfRow = Tile::kWarpCols / 4, kRowsAtOnce = 32 / kLanesOfRow;
   const int own_col = lane % kLanesOfRow * 4, n = col0 + warp_col + own_col;
-  const FourColumns columns(p, n, kOffsets ? sums_of_cols + own_col : nullptr);
+  const int4 no_sums = make_int4(0, 0, 0, 0);
+  const FourColumns columns(p, n, kOffsets ? *reinterpret_cast<const int4*>(sums_of_cols + own_col) : no_sums);
   const bool two_planes = kOffsets && p.mode == Int8Mode::kInt16;
   const int rows_of_pass = two_planes ? 16 : 32;
 #pragma unroll
@@ -264,24 +264,22 @@ __global__ void __launch_bounds__(kFewThreads, 4) int8_few_rows(Int8Product p) {
 
   constexpr int kFours = kFewCols / 4;
   const int m = threadIdx.x / kFours, own_col = threadIdx.x % kFours * 4, n = col0 + own_col;
-  if (m >= p.m || m >= kFewRows || n >= p.n) return;
-  const auto total = [&](int row) {
-    int4 all = make_int4(0, 0, 0, 0);
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      const int4 v = *reinterpret_cast<const int4*>(&partial[w][row][own_col]);
-      all = make_int4(all.x + v.x, all.y + v.y, all.z + v.z, all.w + v.w);
-    }
-    return all;
+  if (m >= p.m || n >= p.n) return;
+  const int row = int8_plane_row(p.mode, m), second_row = p.mode == Int8Mode::kInt16 ? row + 8 : row;
+  int4 first = make_int4(0, 0, 0, 0), second = first, weight_sums = first;
+  const auto add = [](int4& sum, const int* four) {
+    const int4 v = *reinterpret_cast<const int4*>(four);
+    sum = make_int4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
   };
-  int sums[4] = {};
-  if constexpr (kOffsets)
-    for (int w = 0; w < kWarps; ++w)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) sums[e] += partial_weight_sum[w][own_col + e];
-  const FourColumns columns(p, n, kOffsets ? sums : nullptr);
-  const int row = int8_plane_row(p.mode, m);
-  store_outputs(p, columns, m, n, total(row), p.mode == Int8Mode::kInt16 ? total(row + 8) : make_int4(0, 0, 0, 0));
+#pragma unroll 2
+  for (int w = 0; w < kWarps; ++w) {
+    add(first, &partial[w][row][own_col]);
+    if constexpr (kOffsets) {
+      add(second, &partial[w][second_row][own_col]);
+      add(weight_sums, &partial_weight_sum[w][own_col]);
+    }
+  }
+  store_outputs(p, FourColumns(p, n, weight_sums), m, n, first, second);
 }
 
 }  // namespace fastcl
