@@ -44,8 +44,9 @@ test-cuda: $(VENV)/.test  ## the ops' tests on this machine's GPU; needs CUDA_HO
 	FASTCL_BUILD=cuda PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --editable '.[run,test]'
 	$(BIN)/python -m pytest -q -m cuda
 
+FUZZ_TABLES ?= 1000000
 fuzz: $(VENV)/.test  ## the augmentation kernels on a million random tables under sanitizers
-	FASTCL_FUZZ_TABLES=1000000 $(BIN)/python -m pytest -q -n auto tests/test_fuzz_augment.py
+	FASTCL_FUZZ_TABLES=$(FUZZ_TABLES) $(BIN)/python -m pytest -q -n auto tests/test_fuzz_augment.py
 
 bench: $(VENV)/.test  ## the benchmarks, beside the peers that are installed (pip install '.[peers]')
 	$(BIN)/python -m pytest -q bench --benchmark-sort=fullname

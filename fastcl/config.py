@@ -59,6 +59,12 @@ class RunConfig(BaseModel):
     """Smaller encoders made at the end: none, an int8 student of half the width, or the whole ladder."""
     distill_epochs: Annotated[int, Field(ge=1)] = 10
     """Epochs in which each of them learns from the encoder."""
+    generate: Annotated[float, Field(ge=0, le=0.9)] = 0.0
+    """Share of generated images among those pretrained on; the generator learns from the training images first."""
+    gan_steps: Annotated[int, Field(ge=1)] = 3000
+    """Steps of the generator's training."""
+    ablation_epochs: Annotated[int, Field(ge=0)] = 10
+    """Epochs in which the report compares pretraining with and without generated images; 0 for no comparison."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     threads: Annotated[int, Field(ge=1)] | None = None
     """Threads of PyTorch and BLAS; all cores if not given."""

@@ -26,6 +26,7 @@ _EXTRAS = {
     "secure": ("cryptography",),
     "text": ("regex",),
     "compress": ("torch_pruning",),
+    "fid": ("torch_fidelity",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
 }
 

@@ -28,14 +28,17 @@ from fastcl.encoder import Encoder
 from fastcl.errors import ConfigError, DivergedError, RunError, run_extra
 from fastcl.evaluate import Evaluation, evaluate, latency_ms
 from fastcl.files import TEMPORARY, write_atomically
+from fastcl.generate import GeneratedDataset
+from fastcl.generate import job as generation
 from fastcl.pretrain import Pretraining
 from fastcl.progress import Reporter
 from fastcl.recipe import TextRecipe
-from fastcl.report import Evidence, replace_frontier, write_report
+from fastcl.report import Evidence, Generation, replace_frontier, write_report
 
 __all__ = [
     "BASELINES",
     "FILES",
+    "GENERATED_FOLDER",
     "LADDER_FOLDER",
     "TIMINGS",
     "Interrupted",
@@ -57,6 +60,7 @@ FILES = {
     "compressed_encoder": "encoder_compressed.safetensors",
 }
 LADDER_FOLDER = "compressed"  # the encoders of the ladder
+GENERATED_FOLDER = "generated"  # the generator, and those of the comparison
 
 # The metrics that depend on the clock; all others are the same whenever the same run is repeated.
 TIMINGS = (
@@ -135,11 +139,17 @@ def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: 
             f"data: {config.data} holds {images.kind}; encrypted images are secure:PATH, texts are secure-text:PATH"
         )
     reporter.note(_describe(images))
+    _check_generate(config, images)
     training = Pretraining(images.train_images, config)  # all that pretraining ever sees
-    random_encoder = copy.deepcopy(training.encoder)
     _begin(config, out, overwrite)
     environment = {"fastcl": fastcl.__version__, "torch": torch.__version__, "backends": fastcl.backends()}
     description = {"data": images.fingerprint(), **environment}
+    generated = None
+    if config.generate:
+        generated = _generate(config, out, images, description, reporter)
+        mixed = GeneratedDataset.mixed(images.train_images, generated.generator, config.generate, config.seed)
+        training = Pretraining(mixed, config)
+    random_encoder = copy.deepcopy(training.encoder)
     _restore(training, out / FILES["checkpoint"], description, reporter)
 
     reporter.stage("augment and pretrain")
@@ -191,6 +201,8 @@ def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: 
         ladder = _climb(config, out, images, encoder, wanted, reporter, known)
         metrics |= _student_metrics(ladder, config)
 
+    if generated is not None:
+        metrics |= generated.metrics
     reporter.stage("report")
     evidence = Evidence(
         data=images,
@@ -204,6 +216,7 @@ def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: 
         command=command or " ".join(sys.argv),
         metrics=metrics,
         ladder=ladder,
+        generation=generated,
     )
     write_report(out / FILES["report"], evidence)
     write_atomically(out / FILES["metrics"], json.dumps(metrics, indent=2) + "\n")
@@ -333,6 +346,38 @@ def _describe(images: data.Dataset) -> str:
     )
 
 
+def _check_generate(config: RunConfig, images: data.Dataset) -> None:
+    if config.generate and images.kind != "images":
+        raise ConfigError(f"generate: images alone can be generated, {config.data} holds {images.kind}")
+    if config.generate and images.private:
+        raise ConfigError("generate: a generator can show what it learnt from, so none is made of encrypted images")
+
+
+def _generate(
+    config: RunConfig, out: Path, images: data.Dataset, description: dict[str, Any], reporter: Reporter
+) -> Generation:
+    """Trains the generator, and compares pretraining with and without its images where there are labels to judge by."""
+    folder, origin = out / GENERATED_FOLDER, {"data": description["data"]}
+    comparisons: list[generation.Comparison] = []
+    with _stop_signal() as stop:
+        try:
+            reporter.stage("generate")
+            gan = generation.gan_config(config)
+            generator = generation.make_generator(
+                images.train_images, folder, gan, config, origin, reporter, lambda: bool(stop)
+            )
+            if config.ablation_epochs and images.labels is not None:
+                reporter.stage("compare pretraining with and without generated images")
+                comparisons = generation.compare(images, folder, config, origin, reporter, lambda: bool(stop))
+        except generation.Stopped as stopped:
+            raise Interrupted(stop[0], stopped.step, stopped.steps) from stopped
+        except DivergedError as error:
+            failure = {"state": "diverged", "message": str(error)}
+            write_atomically(out / FILES["failure"], json.dumps(failure, indent=2) + "\n")
+            raise
+    return Generation(generator, comparisons, generation.distances(folder, images))
+
+
 def _restore(training: Pretraining, path: Path, description: dict[str, Any], reporter: Reporter) -> None:
     """Goes to the checkpoint at `path` where there is one."""
     if not path.exists():
@@ -394,7 +439,7 @@ def _begin(config: RunConfig, out: Path, overwrite: bool) -> None:
         for path in out.iterdir():
             if path.name in thrown_away or path.name.startswith(TEMPORARY):
                 path.unlink()
-            elif overwrite and path.name == LADDER_FOLDER:
+            elif overwrite and path.name in (LADDER_FOLDER, GENERATED_FOLDER):
                 shutil.rmtree(path)
         write_atomically(out / FILES["config"], to_toml(config))
     except OSError as error:

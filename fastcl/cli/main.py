@@ -28,13 +28,14 @@ try:
         from fastcl.cli.embed import embed
         from fastcl.cli.encrypt import encrypt, rotate_key
         from fastcl.cli.export import export
+        from fastcl.cli.generate import generate
         from fastcl.cli.preview import preview
         from fastcl.cli.run import run
-    for command in (run, compress, export, embed, preview, encrypt, rotate_key):
+    for command in (run, generate, compress, export, embed, preview, encrypt, rotate_key):
         app.command()(command)
 except MissingExtraError as error:
     _missing = error
-    for name in ("run", "compress", "export", "embed", "preview", "encrypt", "rotate-key"):
+    for name in ("run", "generate", "compress", "export", "embed", "preview", "encrypt", "rotate-key"):
 
         @app.command(
             name,

@@ -72,6 +72,13 @@ def run(
         str | None, _setting("ladder", "Smaller encoders at the end: none, student (half the width) or full.")
     ] = None,
     distill_epochs: Annotated[int | None, _setting("distill_epochs", "Epochs in which each of them learns.")] = None,
+    generate: Annotated[
+        float | None, _setting("generate", "Share of generated images to pretrain on, by a GAN of the training images.")
+    ] = None,
+    gan_steps: Annotated[int | None, _setting("gan_steps", "Steps of the GAN.")] = None,
+    ablation_epochs: Annotated[
+        int | None, _setting("ablation_epochs", "Epochs to compare pretraining with and without them; 0: not.")
+    ] = None,
     seed: Annotated[int | None, _setting("seed", "Of weights, order and draws.")] = None,
     threads: Annotated[int | None, _setting("threads", "Threads to use. (default: all cores)")] = None,
     checkpoint_steps: Annotated[

@@ -25,7 +25,17 @@ with run_extra():
 
 Array = npt.NDArray[Any]
 
-__all__ = ["confusion_matrix", "embedding_map", "frontier", "loss_curve", "neighbors", "png", "views"]
+__all__ = [
+    "confusion_matrix",
+    "embedding_map",
+    "frontier",
+    "grid",
+    "loss_curve",
+    "nearest_pixels",
+    "neighbors",
+    "png",
+    "views",
+]
 
 _GREY, _BLUE, _GREEN, _RED = "#808890", "#4c86c6", "#3d9a5f", "#d0534f"
 _PALETTE = (
@@ -102,6 +112,30 @@ def views(images: Tensor, transform: Compose, columns: int = 12, pairs: int = 2)
     mosaic = _mosaic([list(row) for _, row in rows])
     axes.imshow(mosaic, interpolation="none")
     axes.set_yticks((np.arange(len(rows)) + 0.5) * len(mosaic) / len(rows), [name for name, _ in rows], fontsize=8)
+    return png(figure)
+
+
+def grid(images: Tensor, columns: int = 10) -> str:
+    """Images uint8 [N, C, H, W] in rows of `columns`; what does not fill a row is left out."""
+    rows = [list(row) for row in images.split(columns) if len(row) == columns]
+    figure = Figure(figsize=(0.6 * columns, 0.6 * len(rows) * images.shape[2] / images.shape[3]))
+    _plain(figure.subplots(), ticks=False).imshow(_mosaic(rows), interpolation="none")
+    return png(figure)
+
+
+def nearest_pixels(made: Tensor, images: Tensor, columns: int = 10) -> str:
+    """Generated images in the first row, and below each the image of the data that is nearest by its pixels.
+
+    Args:
+        made: uint8 [M, C, H, W]; the first `columns` are shown.
+        images: uint8 [N, C, H, W].
+        columns: of the picture.
+    """
+    made = made[:columns]
+    distances = [torch.cdist(made.flatten(1).float(), part.flatten(1).float()) for part in images.split(1024)]
+    figure = Figure(figsize=(0.6 * len(made), 1.2 * made.shape[2] / made.shape[3]))
+    mosaic = _mosaic([list(made), list(images[torch.cat(distances, dim=1).argmin(1)])])
+    _plain(figure.subplots(), ticks=False).imshow(mosaic, interpolation="none")
     return png(figure)
 
 

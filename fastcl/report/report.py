@@ -16,15 +16,29 @@ from fastcl.data import Dataset
 from fastcl.data.text import TextViews
 from fastcl.errors import run_extra
 from fastcl.files import write_atomically
+from fastcl.generate import GeneratedDataset, Generator
+from fastcl.generate.job import Comparison
 from fastcl.report import figures, texts
 from fastcl.transforms import Compose
 
-__all__ = ["Evidence", "replace_frontier", "write_report"]
+__all__ = ["Evidence", "Generation", "replace_frontier", "write_report"]
 
 # What stands between the two in a report is the ladder's.
 _BEGIN, _END = "<!-- ladder -->", "<!-- end of ladder -->"
 
 _PACKAGES = ("fastcl", "torch", "numpy", "scikit-learn", "safetensors", "matplotlib")
+
+
+_SAMPLES = 100  # generated images shown
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Of the generated images that pretraining saw."""
+
+    generator: Generator
+    comparisons: list[Comparison]  # of pretraining with and without them
+    metrics: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,7 @@ class Evidence:
     command: str
     metrics: dict[str, Any]
     ladder: Ladder | None = None  # of smaller encoders
+    generation: Generation | None = None  # of images beside those of the data
 
 
 def write_report(path: Path, evidence: Evidence) -> None:
@@ -62,6 +77,7 @@ def write_report(path: Path, evidence: Evidence) -> None:
         metrics=evidence.metrics,
         pictures=_pictures(evidence),
         texts=_texts(evidence),
+        generation=evidence.generation,
         command=evidence.command,
         versions=_versions(),
         machine=_machine(),
@@ -121,6 +137,10 @@ def _pictures(evidence: Evidence) -> dict[str, str]:
     if isinstance(evidence.transform, Compose) and not data.private:
         pictures["views"] = figures.views(data.train_images, evidence.transform)
         pictures["neighbors"] = figures.neighbors(data, evidence.train, evidence.test)
+    if evidence.generation is not None:
+        made = GeneratedDataset(evidence.generation.generator, _SAMPLES, evidence.config.seed).images
+        pictures["generated"] = figures.grid(made)
+        pictures["copied"] = figures.nearest_pixels(made, data.train_images)
     if labels is not None and evidence.predicted is not None:
         pictures["confusion"] = figures.confusion_matrix(labels.numpy(), evidence.predicted, data.classes)
     return pictures
