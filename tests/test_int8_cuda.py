@@ -178,7 +178,7 @@ def test_the_weight_is_read_as_it_stands():
 
 def every_path() -> list[dict[str, Any]]:
     problems = []
-    for m, k, n in [(5, 600, 20), (21, 150, 70), (131, 100, 140)]:
+    for m, k, n in [(5, 1100, 20), (21, 150, 70), (131, 100, 140)]:
         forms = ways(k, n)
         for name in ("dynamic", "asymmetric_outliers", "int16_multiplied"):
             if m < 100 or name != "int16_multiplied":

@@ -40,19 +40,18 @@ struct Plan {
   template <class Rows>
   void quantize(const Rows& from, cuda::Stream stream) const {
     const CudaInt8Linear& p = problem;
-    const bool is_long = p.k > kLongRow;
-    const int row_blocks = static_cast<int>(is_long ? p.m : tiles_of(p.m, kRowsThreads / 32));
+    const bool block_for_row = p.k > kLongRow;
+    const int row_blocks = static_cast<int>(block_for_row ? p.m : tiles_of(p.m, kRowsThreads / 32));
     const int pad_blocks =
         pads_weight ? static_cast<int>(std::min<int64_t>(kPadBlocks, tiles_of(p.n, kRowsThreads / 32))) : 0;
-    const QuantizeRows<Rows> parameters = {from,       p.m,
-                                           p.k,        p.mode,
-                                           p.x_range,  matrix(p.x_multiplier, FloatType::kFloat32, p.k),
-                                           p.outliers, p.outlier_columns,
-                                           quantized,  row_blocks,
-                                           p.weight,   padded_weight,
-                                           p.n};
-    cuda::launch(is_long ? quantize_rows<kRowsThreads / 32, Rows> : quantize_rows<1, Rows>,
-                 dim3(row_blocks + pad_blocks), dim3(kRowsThreads), 0, stream, parameters);
+    const QuantizeRows<Rows> parameters = {from,          p.m,
+                                           p.k,           p.mode,
+                                           p.x_range,     matrix(p.x_multiplier, FloatType::kFloat32, p.k),
+                                           p.outliers,    p.outlier_columns,
+                                           quantized,     block_for_row,
+                                           row_blocks,    p.weight,
+                                           padded_weight, p.n};
+    cuda::launch(quantize_rows<Rows>, dim3(row_blocks + pad_blocks), dim3(kRowsThreads), 0, stream, parameters);
   }
 
   Int8Product product() const {

@@ -31,6 +31,7 @@ FASTCL_HD inline int int8_plane_row(Int8Mode mode, int m) { return mode == Int8M
 // ---- where a row comes from ----
 
 struct RowsAsTheyStand {
+  static constexpr int kUnroll = 2;  // of the loops over a row
   Matrix x;
 
   struct Row {
@@ -44,6 +45,7 @@ struct RowsAsTheyStand {
 
 // int8_conv2d.h's patches.
 struct RowsOfPatches {
+  static constexpr int kUnroll = 1;
   Matrix pixels;  // [batch * height * width, channels]
   int k;
   int height, width, channels, out_height, out_width, kernel_width, stride_y, stride_x, dilation_y, dilation_x, pad_top,
@@ -90,7 +92,8 @@ struct QuantizeRows {
   int outliers;
   const int64_t* outlier_columns;
   QuantizedRows to;
-  int row_blocks;  // thread blocks; those after them copy the weight
+  bool block_for_row;  // else a warp
+  int row_blocks;      // thread blocks; those after them copy the weight
   const int8_t* weight;
   int8_t* padded_weight;  // [n, to.stride]
   int n;
@@ -146,15 +149,14 @@ __device__ __forceinline__ void pad_weight(const QuantizeRows<Rows>& p) {
   }
 }
 
-// kWarps warps take a row: 1 or all of the block.
-template <int kWarps, class Rows>
+template <class Rows>
 __global__ void __launch_bounds__(kRowsThreads, 4) quantize_rows(QuantizeRows<Rows> p) {
-  constexpr int kBlockWarps = kRowsThreads / 32, kLanes = 32 * kWarps;
-  static_assert(kWarps == 1 || kWarps == kBlockWarps);
-  FASTCL_SHARED(RowBits, of_warp, [kBlockWarps]);
+  constexpr int kWarps = kRowsThreads / 32;
+  FASTCL_SHARED(RowBits, of_warp, [kWarps]);
   if (static_cast<int>(blockIdx.x) >= p.row_blocks) return pad_weight(p);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % kLanes;
-  const int m = kWarps == 1 ? blockIdx.x * kBlockWarps + warp : blockIdx.x;
+  const int warp = threadIdx.x / 32;
+  const int lanes = p.block_for_row ? kRowsThreads : 32, lane = p.block_for_row ? threadIdx.x : lane_id();
+  const int m = p.block_for_row ? blockIdx.x : blockIdx.x * kWarps + warp;
   if (m >= p.m) return;  // a whole warp; of a block of one row never
   const typename Rows::Row row = p.from.row(m);
   const auto four = [&](int k, float (&v)[4]) {
@@ -166,19 +168,19 @@ __global__ void __launch_bounds__(kRowsThreads, 4) quantize_rows(QuantizeRows<Ro
   };
 
   RowBits bits{0, 0, std::numeric_limits<int>::min()};
-#pragma unroll 2
-  for (int k = 4 * lane; k < p.k; k += 4 * kLanes) {
+#pragma unroll Rows::kUnroll
+  for (int k = 4 * lane; k < p.k; k += 4 * lanes) {
     float v[4];
     four(k, v);
 #pragma unroll
     for (int e = 0; e < 4; ++e) bits.add(v[e]);  // those beyond the row are zeros, which change no scale
   }
   bits = {warp_max(bits.absmax), warp_max(bits.greatest_unsigned), warp_max(bits.greatest_signed)};
-  if constexpr (kWarps > 1) {
+  if (p.block_for_row) {
     if (lane_id() == 0) of_warp[warp] = bits;
     __syncthreads();
 #pragma unroll
-    for (int other = 0; other < kBlockWarps; ++other) bits.add(of_warp[other]);
+    for (int other = 0; other < kWarps; ++other) bits.add(of_warp[other]);
   }
   const RowScale scale = row_scale_of(bits, p.mode, p.x_range);
   const ValueRange range = value_range(scale, p.mode);
@@ -189,8 +191,8 @@ __global__ void __launch_bounds__(kRowsThreads, 4) quantize_rows(QuantizeRows<Ro
 
   int8_t* out = p.to.values + int64_t(int8_plane_row(p.mode, m)) * p.to.stride;
   const bool shifted = p.mode == Int8Mode::kAsymmetric || p.mode == Int8Mode::kStatic;
-#pragma unroll 2
-  for (int k = 4 * lane; k < p.to.stride; k += 4 * kLanes) {
+#pragma unroll Rows::kUnroll
+  for (int k = 4 * lane; k < p.to.stride; k += 4 * lanes) {
     float v[4];
     int q[4];
     four(k, v);
@@ -209,7 +211,7 @@ __global__ void __launch_bounds__(kRowsThreads, 4) quantize_rows(QuantizeRows<Ro
       *reinterpret_cast<unsigned*>(out + k) = pack_bytes(q);
     }
   }
-  for (int j = lane; j < p.outliers; j += kLanes) {
+  for (int j = lane; j < p.outliers; j += lanes) {
     const int64_t k = p.outlier_columns[j];
     p.to.outlier_x[int64_t(m) * p.outliers + j] =
         k >= 0 && k < p.k ? row.one(static_cast<int>(k)) : std::numeric_limits<float>::quiet_NaN();
