@@ -1,6 +1,6 @@
 """Plants bugs at random places of the CUDA kernels and prints how many the emulated tests catch.
 
-    python tools/mutate_cuda.py [--count 10] [--seed 0] [--only int8_linear]
+    python tools/mutate_cuda.py [--count 10] [--seed 0]
 
 Works on a copy of the tree. Each bug is one small change of one place: a barrier or wait left out, a comparison, a
 sign or an index off by one, two arguments swapped, a mask cut. A bug is caught if the ops' emulated tests fail (backend
@@ -42,9 +42,12 @@ MUTATIONS = [
     ("operands swapped", r"\b(low|high)\[2\] = \{r\[(\d)\], r\[(\d)\]\}", r"\1[2] = {r[\3], r[\2]}"),
     ("true becomes false", r"\breturn true;", "return false;"),
 ]
-# Of the folder that a bug is planted in.
+
+
+# The tests that a bug is planted for, by the folder that it is in.
+LOSSES = "tests/test_ntxent.py tests/test_similarity_lse.py"
 TESTS = {
-    "contrast": "tests/test_ntxent.py tests/test_similarity_lse.py",
+    "augment": "tests/test_augment_cuda.py tests/test_augment.py tests/test_ragged.py",
     "int8_linear": "tests/test_int8_cuda.py tests/test_int8_linear.py tests/test_int8_conv2d.py",
 }
 
@@ -85,11 +88,11 @@ def places(path: Path) -> list[Place]:
 
 
 def choose(count: int, seed: int, folder: str = "") -> list[Place]:
-    """As many kinds of bugs as there are places for, in turn; in one folder of csrc/ or in all."""
+    """As many kinds of bugs as there are places for, in turn; in one folder of csrc/, where it is given."""
     generator = random.Random(seed)
     by_kind: dict[str, list[Place]] = {}
-    for path in kernel_files():
-        for place in places(path) if folder in ("", path.parts[1]) else []:
+    for path in [path for path in kernel_files() if folder in ("", path.parent.name)]:
+        for place in places(path):
             by_kind.setdefault(place.name, []).append(place)
     kinds = list(by_kind)
     generator.shuffle(kinds)
@@ -111,11 +114,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tests", help="default: those of the bug's folder")
-    parser.add_argument("--only", default="", help="a folder of csrc/, the only one that bugs are planted in")
+    parser.add_argument("--tests", help="instead of those of the folder that a bug is planted in")
+    parser.add_argument("--folder", default="", help="of csrc/ to plant all bugs in")
     parser.add_argument("--list", action="store_true", help="print the bugs, run nothing")
     arguments = parser.parse_args()
-    bugs = choose(arguments.count, arguments.seed, arguments.only)
+    bugs = choose(arguments.count, arguments.seed, arguments.folder)
     slipped = []
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
@@ -131,7 +134,7 @@ def main() -> None:
             (tree / bug.path).write_text(text[: bug.start] + bug.replacement + text[bug.end :])
             began = time.monotonic()
             command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-k", "emulated or _cuda"]
-            command += (arguments.tests or TESTS[bug.path.parts[1]]).split()
+            command += (arguments.tests or TESTS.get(bug.path.parent.name, LOSSES)).split()
             try:
                 done = subprocess.run(command, cwd=tree, capture_output=True, text=True, env=environment, timeout=1200)
                 caught, how = done.returncode != 0, first_failure(done.stdout)
