@@ -16,7 +16,7 @@ void parallel_range(int64_t n, int64_t grain, void (*body)(void* context, int64_
 
 // The grain for items of `elements` floats each, touched once or twice: less is not worth waking a thread for.
 inline int64_t grain_of(int64_t elements) {
-  const int64_t items = (int64_t(1) << 17) / (elements > 0 ? elements : 1);
+  const int64_t items = (int64_t(1) << 15) / (elements > 0 ? elements : 1);
   return items > 1 ? items : 1;
 }
 

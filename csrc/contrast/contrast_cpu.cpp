@@ -83,9 +83,12 @@ class TilePass {
         col_blocks_((k_.count() + tile_ - 1) / tile_),
         row_turn_(row_blocks_),
         col_turn_(symmetric_ ? 0 : col_blocks_) {
-    if (!p_.period && p_.q_group) {
-      row_groups_ = group_ranges(*p_.q_group, q_.count());
-      if (!symmetric_) col_groups_ = group_ranges(*p_.k_group, k_.count());
+    if (p_.period) {
+      period_groups_.resize(std::max(q_.count(), k_.count()) + kGroupPadding);
+      for (size_t i = 0; i < period_groups_.size(); ++i) period_groups_[i] = static_cast<int32_t>(i % p_.period);
+    } else if (p_.q_group) {
+      row_ranges_ = group_ranges(*p_.q_group, q_.count());
+      if (!symmetric_) col_ranges_ = group_ranges(*p_.k_group, k_.count());
     }
     pack_operands();
   }
@@ -261,7 +264,7 @@ class TilePass {
     if (i0 + tile_ > q_.count() || j0 + tile_ > k_.count()) return true;
     if (!p_.period) {
       if (!p_.q_group) return false;
-      const GroupRange &rows = row_groups_[I], &cols = symmetric_ ? row_groups_[J] : col_groups_[J];
+      const GroupRange &rows = row_ranges_[I], &cols = symmetric_ ? row_ranges_[J] : col_ranges_[J];
       return rows.low <= cols.high && cols.low <= rows.high;
     }
     // i - j runs over (i0 - j0 - tile, i0 - j0 + tile): is there a multiple of the period?
@@ -272,7 +275,8 @@ class TilePass {
   Tile make_tile(Scratch& scratch, int64_t I, int64_t J) const {
     const int64_t i0 = I * tile_, j0 = J * tile_;
     const int64_t cols = std::min<int64_t>(tile_, k_.count() - j0);
-    const auto group = [](const std::vector<int32_t>* groups, int64_t at) {
+    const auto group = [&](const std::vector<int32_t>* groups, int64_t at) -> const int32_t* {
+      if (p_.period) return period_groups_.data() + at;
       return groups ? groups->data() + at : nullptr;
     };
     Tile t{};
@@ -285,11 +289,8 @@ class TilePass {
     t.j0 = j0;
     t.live_rows = q_.count();
     t.live_cols = k_.count();
-    t.mask.kind = p_.period ? TileMask::kPeriod : p_.q_group ? TileMask::kGroups : TileMask::kNone;
-    t.mask.period = p_.period;
-    if (p_.period) t.mask.offset = ((i0 - j0) % p_.period + p_.period) % p_.period;
-    t.mask.row_group = group(p_.q_group, i0);
-    t.mask.col_group = group(symmetric_ ? p_.q_group : p_.k_group, j0);
+    t.row_group = group(p_.q_group, i0);
+    t.col_group = group(symmetric_ ? p_.q_group : p_.k_group, j0);
     t.row_out = scratch.row_out;
     t.col_out = scratch.col_out;
     return t;
@@ -361,7 +362,8 @@ class TilePass {
   bool columns_ = false;
   const int64_t words_, tile_, row_blocks_, col_blocks_;
   std::vector<std::atomic<int>> row_turn_, col_turn_;
-  std::vector<GroupRange> row_groups_, col_groups_;
+  std::vector<int32_t> period_groups_;
+  std::vector<GroupRange> row_ranges_, col_ranges_;
   std::atomic<int64_t> next_tile_{0};
   Buffer<float> panels_, rows_as_words_;
   std::vector<float> row_reference_, col_reference_, row_weight_, col_weight_, row_lse_, col_lse_;

@@ -17,15 +17,6 @@ namespace fastcl {
 constexpr int kMaxTile = 256;  // rows and columns of a tile, at most
 constexpr int kSkew = 16;  // words between the rows of G beyond its width: a walk down a column spreads over L1 sets
 
-// Which pairs (i, j) are left out: those of one group.
-struct TileMask {
-  enum Kind { kNone, kPeriod, kGroups } kind;
-  int64_t period;            // kPeriod: i and j are of one group where i % period == j % period
-  int64_t offset;            // (i0 - j0) modulo period, at least 0
-  const int32_t* row_group;  // kGroups: [rows of the tile]
-  const int32_t* col_group;  // kGroups: [cols of the tile, and up to a panel beyond]
-};
-
 struct Tile {
   const float* a;                // rows, [rows, words]
   const float* b;                // panels of the keys, [cols / cols_step, words, cols_step]
@@ -33,8 +24,9 @@ struct Tile {
   int rows, cols;                // computed: multiples of rows_step and cols_step
   int64_t i0, j0;                // of the tile's corner
   int64_t live_rows, live_cols;  // of the whole matrix: what lies beyond is padding
-  TileMask mask;
   // What follows is indexed from the tile's corner.
+  const int32_t* row_group;  // pairs of one group are left out; null: none
+  const int32_t* col_group;  // readable up to a panel beyond the columns
   const float* row_reference;  // sum, safe: log2 of what each row's sum is relative to
   const float* col_reference;
   const float* row_weight;  // gradient: scale grad 2^-lse; safe: scale grad

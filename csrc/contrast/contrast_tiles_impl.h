@@ -77,27 +77,30 @@ struct ContrastTiles {
     return V::select_equal(power, least, V::set(0.f), V::exp2(power));
   }
 
-  // Bit l: the pair (i, j + l) counts.
-  static FASTCL_INLINE uint32_t kept(const Tile& t, int row, int col) {
-    const int64_t i = t.i0 + row, j = t.j0 + col;
-    const int64_t live = i < t.live_rows ? t.live_cols - j : 0;
-    uint32_t bits = live >= kLanes ? (1u << kLanes) - 1u : live > 0 ? (1u << live) - 1u : 0u;
-    if (t.mask.kind == TileMask::kGroups) return bits & ~V::equal_bits(t.mask.row_group[row], t.mask.col_group + col);
-    if (t.mask.kind == TileMask::kPeriod) {
-      // Of the numbers congruent to i, the first from j on, and those after it.
-      int64_t first = t.mask.offset + row - col;
-      while (first < 0) first += t.mask.period;
-      while (first >= t.mask.period) first -= t.mask.period;
-      for (; first < kLanes; first += t.mask.period) bits &= ~(1u << first);
+  // The pairs of a panel's columns that count: bit l of kept(row, v) is the pair of `row` and lane l of vector v.
+  struct Mask {
+    FASTCL_INLINE Mask(const Tile& t, int col)
+        : live_rows(t.live_rows - t.i0), row_group(t.row_group), col_group(t.col_group + (t.row_group ? col : 0)) {
+      FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
+        const int64_t live = t.live_cols - t.j0 - col - v * kLanes;
+        live_cols[v] = live >= kLanes ? (1u << kLanes) - 1u : live > 0 ? (1u << live) - 1u : 0u;
+      }
     }
-    return bits;
-  }
+    FASTCL_INLINE uint32_t kept(int row, int v) const {
+      const uint32_t live = row < live_rows ? live_cols[v] : 0u;
+      return row_group ? live & ~V::equal_bits(row_group[row], col_group + v * kLanes) : live;
+    }
+    int64_t live_rows;
+    const int32_t *row_group, *col_group;
+    uint32_t live_cols[kVectors];
+  };
 
   template <bool kMasked, bool kColumns>
   static FASTCL_NOINLINE void maxima_tile(const Tile& t) {
     alignas(64) float row_max[kMaxTile][kLanes];
     for (int i = 0; i < t.rows; ++i) V::store(row_max[i], V::set(kMinusInfinity));
     for (int col = 0; col < t.cols; col += kCols) {
+      const Mask mask(t, col);
       F col_max[kVectors];
       FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) col_max[v] = V::set(kMinusInfinity);
       for (int row = 0; row < t.rows; row += kRows) {
@@ -108,7 +111,7 @@ struct ContrastTiles {
           F top = V::load(row_max[row + r]);
           FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
             F x = s[r][v];
-            if constexpr (kMasked) x = V::select(kept(t, row + r, col + v * kLanes), x, V::set(kMinusInfinity));
+            if constexpr (kMasked) x = V::select(mask.kept(row + r, v), x, V::set(kMinusInfinity));
             top = V::max(top, x);
             if constexpr (kColumns) col_max[v] = V::max(col_max[v], x);
           }
@@ -126,6 +129,7 @@ struct ContrastTiles {
     alignas(64) float row_sum[kMaxTile][kLanes];
     for (int i = 0; i < t.rows; ++i) V::store(row_sum[i], V::set(0.f));
     for (int col = 0; col < t.cols; col += kCols) {  // a panel of keys stays in L1 ...
+      const Mask mask(t, col);
       alignas(64) float col_sum[kCols];
       F col_reference[kVectors];
       FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
@@ -150,7 +154,7 @@ struct ContrastTiles {
               by_row = by_col = V::exp2(x);
             }
             if constexpr (kMasked) {
-              const uint32_t bits = kept(t, row + r, col + v * kLanes);
+              const uint32_t bits = mask.kept(row + r, v);
               by_row = V::select(bits, by_row, V::set(0.f));
               if constexpr (kColumns) by_col = V::select(bits, by_col, V::set(0.f));
             }
@@ -172,7 +176,8 @@ struct ContrastTiles {
 
   template <bool kMasked, bool kColumns, bool kSafe>
   static FASTCL_NOINLINE void gradient_tile(const Tile& t) {
-    for (int col = 0; col < t.cols; col += kCols)
+    for (int col = 0; col < t.cols; col += kCols) {
+      const Mask mask(t, col);
       for (int row = 0; row < t.rows; row += kRows) {
         Sums s;
         prefetch(t, row, col);
@@ -195,7 +200,7 @@ struct ContrastTiles {
             } else {
               g = V::mul(V::exp2(x), row_weight);
             }
-            if constexpr (kMasked) g = V::select(kept(t, row + r, col + v * kLanes), g, V::set(0.f));
+            if constexpr (kMasked) g = V::select(mask.kept(row + r, v), g, V::set(0.f));
             s[r][v] = g;
           }
         }
@@ -211,6 +216,7 @@ struct ContrastTiles {
           }
         }
       }
+    }
   }
 
   // Rows of out += A times the panel, from `row` and `col` on.
