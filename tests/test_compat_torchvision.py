@@ -69,19 +69,19 @@ def test_what_does_not_carry_over_is_named():
         [
             v2.ToImage(),
             v2.RandomResizedCrop(12, interpolation=v2.InterpolationMode.NEAREST, antialias=False),
-            v2.ElasticTransform(),
+            v2.AutoAugment(),
             v2.RandomRotation(10, expand=True),
             v2.GaussianNoise(),
         ]
     )
-    with pytest.raises(ValueError, match=r"no counterpart for ElasticTransform .*RandomRotation .*GaussianNoise"):
+    with pytest.raises(ValueError, match=r"no counterpart for AutoAugment .*RandomRotation .*GaussianNoise"):
         convert(theirs)
     got = convert(theirs, strict=False)
     assert got.differences == (
         "RandomResizedCrop: bilinear instead of nearest interpolation",
         "RandomResizedCrop: with antialias",
     )
-    assert [text.split()[0] for text in got.left_out] == ["ElasticTransform", "RandomRotation", "GaussianNoise"]
+    assert [text.split()[0] for text in got.left_out] == ["AutoAugment", "RandomRotation", "GaussianNoise"]
     assert got.transform(images()).shape == (4, 3, 12, 12)
 
 
@@ -89,6 +89,36 @@ def test_one_transform_and_foreign_things():
     assert convert(v2.RandomHorizontalFlip(1.0)).passes == 1
     with pytest.raises(ValueError, match="no counterpart for ReLU"):
         convert(torch.nn.ReLU())
+
+
+@pytest.mark.parametrize("module", MODULES.values(), ids=MODULES.keys())
+def test_automatic_and_elastic_transforms_carry_over(module):
+    """v1 takes InterpolationMode alone."""
+    bilinear = v2.InterpolationMode.BILINEAR
+
+    def steps(t):
+        return [
+            t.RandAugment(3, 11, 21, interpolation=bilinear, fill=[1.0, 2.0, 3.0]),
+            t.TrivialAugmentWide(17),
+            t.RandomApply([t.ElasticTransform([30.0, 20.0], [4.0, 3.0], interpolation=bilinear, fill=[7.0])], 0.6),
+        ]
+
+    got = convert(module.Compose(steps(module)), seed=3)
+    ours = T.Compose(steps(T), seed=3)
+    assert got.differences == got.left_out == ()
+    assert repr(got.transform) == repr(ours)
+    assert got.passes == len(ours.passes) == 5
+    assert torch.equal(got.transform(images(), index=torch.arange(4)), ours(images(), index=torch.arange(4)))
+
+
+def test_mixes_carry_over_without_labels():
+    theirs = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomChoice([v2.MixUp(alpha=0.4, num_classes=3), v2.CutMix()])])
+    got = convert(theirs, seed=3)
+    ours = T.Compose([T.RandomHorizontalFlip(), T.RandomChoice([T.MixUp(alpha=0.4), T.CutMix()])], seed=3)
+    assert got.differences == tuple(
+        f"{name}: a draw for each image, not for the batch; no labels" for name in ("MixUp", "CutMix")
+    )
+    assert torch.equal(got.transform(images(), index=torch.arange(4)), ours(images(), index=torch.arange(4)))
 
 
 @pytest.mark.parametrize("module", MODULES.values(), ids=MODULES.keys())

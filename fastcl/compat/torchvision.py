@@ -21,7 +21,7 @@ _SAME_NAME = (
     *("CenterCrop", "ColorJitter", "GaussianBlur", "Normalize", "RandomAffine", "RandomGrayscale"),
     *("RandomHorizontalFlip", "RandomResizedCrop", "RandomRotation", "RandomSolarize", "RandomVerticalFlip", "Resize"),
     *("RandomAdjustSharpness", "RandomAutocontrast", "RandomEqualize", "RandomInvert", "RandomPerspective"),
-    *("RandomErasing", "RandomPosterize"),
+    *("RandomErasing", "RandomPosterize", "ElasticTransform", "RandAugment", "TrivialAugmentWide", "MixUp", "CutMix"),
 )
 
 
@@ -142,6 +142,8 @@ class _Reader:
             given |= {"interpolation": mode, "antialias": True}
         if name == "RandomErasing" and given["value"] is None:  # v2's way to say noise
             given["value"] = "random"
+        if name in ("MixUp", "CutMix"):
+            self.differences.append(f"{name}: a draw for each image, not for the batch; no labels")
         transform: T.Transform = kind(**given)
         return transform
 

@@ -85,6 +85,16 @@ def philox(counter: list[Tensor], key: list[int]) -> list[Tensor]:
     return counter
 
 
+def uniforms(index: Tensor, seed: int, epoch: int, view: int, number: int, first: int, blocks: int) -> Tensor:
+    """The numbers in [0, 1) of pass `number`, from block `first` on, four to a block: float64 [n, 4 * blocks]."""
+    low = 0xFFFFFFFF
+    last = (view << 16 | number << 8 | first) + torch.arange(blocks, device=index.device)
+    sample = index[:, None]
+    counter = [sample & low, sample >> 32 & low, torch.full_like(sample, epoch), last[None]]
+    words = philox(counter, [seed & low, seed >> 32 & low])
+    return torch.stack(words, dim=2).flatten(1).double() * 2.0**-32
+
+
 def _exp(x: Tensor) -> Tensor:
     """e^x to 1e-15, by operations that every processor rounds alike; so are the two below."""
     k = torch.round(x * 1.4426950408889634)
@@ -242,13 +252,7 @@ def sample_reference(
 ) -> Tensor:
     """``augment_sample``."""
     r = SimpleNamespace(**dict(zip(RECIPE_NAMES, recipe.tolist(), strict=True)))
-    low = 0xFFFFFFFF
-    key = [seed & low, seed >> 32 & low]
-    bits = []
-    for block in range(_DRAWS // 4):
-        last = torch.full_like(index, view << 16 | int(vars(r)["pass"]) << 8 | block)
-        bits += philox([index & low, index >> 32 & low, torch.full_like(index, epoch), last], key)
-    u = torch.stack(bits, dim=1).double() * 2.0**-32  # in [0, 1)
+    u = uniforms(index, seed, epoch, view, int(vars(r)["pass"]), 0, _DRAWS // 4)
 
     top, left, h, w = _draw_crop(r, u, height, width, out_height, out_width)
     hflip, vflip = u[:, _HFLIP] < r.hflip_p, u[:, _VFLIP] < r.vflip_p

@@ -6,6 +6,7 @@ device.
 """
 
 from fastcl.ops.augment_table import PARAM_NAMES, RECIPE_NAMES
+from fastcl.transforms.auto import RandAugment, TrivialAugmentWide
 from fastcl.transforms.compose import Compose, Transform
 from fastcl.transforms.containers import RandomApply, RandomChoice, RandomOrder
 from fastcl.transforms.effects import (
@@ -16,6 +17,8 @@ from fastcl.transforms.effects import (
     RandomInvert,
     RandomPosterize,
 )
+from fastcl.transforms.geometry import ElasticTransform, RandomCube, RandomSpherize
+from fastcl.transforms.mix import CutMix, MixUp
 from fastcl.transforms.multiview import (
     IMAGENET_NORMALIZE,
     BYOLTransform,
@@ -56,17 +59,22 @@ __all__ = [
     "CenterCrop",
     "ColorJitter",
     "Compose",
+    "CutMix",
     "DINOTransform",
+    "ElasticTransform",
     "GaussianBlur",
+    "MixUp",
     "MoCoV1Transform",
     "MoCoV2Transform",
     "MultiViewTransform",
     "Normalize",
+    "RandAugment",
     "RandomAdjustSharpness",
     "RandomAffine",
     "RandomApply",
     "RandomAutocontrast",
     "RandomChoice",
+    "RandomCube",
     "RandomEqualize",
     "RandomErasing",
     "RandomGrayscale",
@@ -79,10 +87,12 @@ __all__ = [
     "RandomRot90",
     "RandomRotation",
     "RandomSolarize",
+    "RandomSpherize",
     "RandomVerticalFlip",
     "Resize",
     "SimCLRTransform",
     "ToDtype",
     "Transform",
+    "TrivialAugmentWide",
     "preview_grid",
 ]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from fastcl.ops.augment import augment_apply, augment_sample, augment_views
+from fastcl.ops.augment import _check_images, augment_apply, augment_sample, augment_views
 from fastcl.ops.augment_ragged import augment_sample_ragged, augment_views_ragged
-from fastcl.ops.augment_table import FLIP_AT, IDENTITY_RECIPE, PARAM_NAMES, RECIPE_NAMES
+from fastcl.ops.augment_table import FLIP_AT, IDENTITY_RECIPE, PARAM_NAMES, RECIPE_NAMES, uniforms
 from fastcl.ragged import RaggedBatch
 
 Size = tuple[int, int]  # height, width
@@ -26,6 +27,10 @@ STAGES = (
     *("autocontrast", "equalize", "normalize", "erase"),
 )
 _MOST_VARIANTS = 64  # recipes of one pass
+_FLIPS = [PARAM_NAMES.index(name) for name in ("hflip", "vflip")]
+_FLIPS_AT = [RECIPE_NAMES.index(name) for name in ("hflip_at", "vflip_at")]
+_MAP = slice(PARAM_NAMES.index("map_0"), PARAM_NAMES.index("map_8") + 1)
+_OWN_BLOCKS, _OUTSIDE_BLOCKS = 128, 192  # the recipe's draws take the blocks of numbers before
 
 
 @dataclass
@@ -47,6 +52,23 @@ class Branching:
     has: list[set[str]]
 
 
+@dataclass(frozen=True)
+class Own:
+    """A transform of a pass that draws by itself.
+
+    Attributes:
+        transform: the transform.
+        p: its probability.
+        floats: whether a ToDtype stands before it.
+        when: the place of a branching in the pass, and its alternative for which it happens; None for all images.
+    """
+
+    transform: OwnDraws
+    p: float
+    floats: bool
+    when: tuple[int, int] | None = None
+
+
 @dataclass
 class Pass:
     """One fused pass: what transforms have put into it. They add themselves in order; see :meth:`Transform.add_to`.
@@ -66,6 +88,8 @@ class Pass:
         transforms: what is in it.
         has: the stages that are taken, for some images at least.
         branchings: what differs from image to image beyond the recipe's own draws.
+        own: transforms that write into the drawn table.
+        outside: a transform that comes before the fused op; its columns follow the op's.
     """
 
     recipe: dict[str, float] = field(default_factory=dict)
@@ -82,6 +106,13 @@ class Pass:
     transforms: list[Transform] = field(default_factory=list)
     has: set[str] = field(default_factory=set)
     branchings: list[Branching] = field(default_factory=list)
+    own: list[Own] = field(default_factory=list)
+    outside: Own | None = None
+
+    @property
+    def param_names(self) -> tuple[str, ...]:
+        """The columns of its table."""
+        return (*PARAM_NAMES, *(self.outside.transform.columns if self.outside else ()))
 
     def take(self, stage: str, commutes: Sequence[str] = ()) -> bool:
         """Takes a stage for a transform, unless it or a later one that it does not commute with is taken."""
@@ -98,6 +129,30 @@ class Pass:
         self.has |= {name, "late_flip"} if at == "after_warp" else {name}
         self.recipe |= {f"{name}_p": p, f"{name}_at": float(FLIP_AT.index(at))}
         return True
+
+    def take_warp(self, interpolation: str, fill: float | Sequence[float] | None) -> bool:
+        """Takes the warp."""
+        if not self.take("warp"):
+            return False
+        self.interpolation, self.fill, self.warps_floats = interpolation, as_list(fill), self.floats
+        return True
+
+    def take_own(self, transform: OwnDraws, p: float) -> None:
+        """Lets a transform that has taken its stages write into the drawn table."""
+        self.own.append(Own(transform, p, self.floats))
+
+    def take_outside(self, transform: OwnDraws, p: float) -> bool:
+        """Takes what comes before the fused op: nothing may have gone before."""
+        if self.has or self.outside:
+            return False
+        self.has.add("outside")
+        self.outside = Own(transform, p, self.floats)
+        return True
+
+    @property
+    def floats(self) -> bool:
+        """Whether uint8 images have become floats so far."""
+        return self.dtype is not None and self.dtype != torch.uint8
 
     def take_crop(self, size: Callable[[Size], Size] | Size) -> bool:
         """Takes the crop or resize: only flips may have gone before."""
@@ -120,7 +175,8 @@ class Pass:
                 return False
             empty = [dict[str, float]() for _ in branching.weights]
             own = replace(branching, before=set(self.has), recipes=empty, has=[set() for _ in branching.weights])
-        trial = replace(self, recipe=self.recipe | own.recipes[alternative], has=own.before | own.has[alternative])
+        before = own.before | own.has[alternative]
+        trial = replace(self, recipe=self.recipe | own.recipes[alternative], has=before, own=[])
         if not step.add_to(trial):
             return False
         for name in ("size", "mean", "std", "dtype", "unscaled"):
@@ -137,6 +193,11 @@ class Pass:
         self.has |= trial.has
         if own not in self.branchings:
             self.branchings.append(own)
+        when = (self.branchings.index(own), alternative)
+        self.own += [replace(drawn, when=when) for drawn in trial.own]
+        if trial.outside is not self.outside:
+            assert trial.outside is not None
+            self.outside = replace(trial.outside, when=when)
         return True
 
     def recipes(self, number: int) -> tuple[Tensor, Tensor]:
@@ -164,6 +225,10 @@ class Pass:
         Raises:
             ValueError: where images of different sizes stay so.
         """
+        if self.outside and isinstance(size, Tensor):
+            raise ValueError(
+                f"Compose: images of different sizes need a crop or resize before {self.outside.transform}"
+            )
         if isinstance(self.size, tuple):
             return self.size
         if not isinstance(size, Tensor):
@@ -205,6 +270,44 @@ class Transform:
         return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in shown.items())})"
 
 
+class OwnDraws(Transform):
+    """A transform that draws by itself and writes what it drew into the table of a pass.
+
+    Attributes:
+        columns: names of further columns of the table, and what changes nothing.
+        blocks: how many blocks of four numbers it draws from.
+    """
+
+    columns: Mapping[str, float] = MappingProxyType({})
+    blocks: int = 1
+
+    def draw(self, u: Tensor, table: Tensor, size: Size) -> Tensor:
+        """Draws for every image.
+
+        Args:
+            u: numbers in [0, 1), float64 [n, 4 * blocks - 1].
+            table: the rows as drawn so far, float32 [n, columns].
+            size: height and width of the images: of the pass's output, or of its input for what comes before it.
+
+        Returns:
+            The rows with its own draws in.
+        """
+        raise NotImplementedError
+
+    def outside(self, images: Tensor, params: Tensor, fill: list[float] | None) -> Tensor:
+        """What one with further columns does to a batch, before the fused op.
+
+        Args:
+            images: floats [B, C, H, W].
+            params: float32 [B, len(columns)].
+            fill: the transform's, in the images' units.
+
+        Returns:
+            As the images.
+        """
+        raise NotImplementedError
+
+
 def sequence_alternatives(transforms: Sequence[Any]) -> Alternatives:
     """What transforms (or a :class:`Compose` among them), one after another, may come down to for an image."""
     found: Alternatives = [(1.0, [])]
@@ -229,6 +332,13 @@ def require_transforms(owner: str, transforms: Sequence[Any], composes: bool = T
                 f"{owner}: transforms must be fastcl.transforms', got {kind.__module__}.{kind.__qualname__}"
             )
     return list(transforms)
+
+
+def as_list(value: float | Sequence[float] | None) -> list[float] | None:
+    """One number or one per channel as a list; None stays."""
+    if value is None:
+        return None
+    return [float(value)] if isinstance(value, (int, float)) else [float(v) for v in value]
 
 
 def size_of(images: Tensor | RaggedBatch) -> Size | Tensor:
@@ -262,10 +372,11 @@ class Compose:
     """Runs transforms one after another, fused into as few passes as their order allows.
 
     One pass runs crop, warp, quarter turns, jitter, grayscale, blur, sharpness, invert, posterize, solarize,
-    autocontrast, equalize, normalise and erase, in this order. Flips commute with everything but geometry and erasing,
-    ToDtype with everything but erasing, blur with grayscale. Another pass is needed for a second transform of one kind
-    and for every other order. The passes hand each other float32, so several give what the transforms give one by one.
-    ``repr`` shows the passes. What RandomChoice, RandomOrder and RandomApply draw goes into as few passes as it can.
+    autocontrast, equalize, normalise and erase, in this order; elastic, spherical and mixing transforms stand before
+    them. Flips commute with everything but geometry and erasing, ToDtype with everything but erasing, blur with
+    grayscale. Another pass is needed for a second transform of one kind and for every other order. The passes hand each
+    other float32, so several give what the transforms give one by one. ``repr`` shows the passes. What RandomChoice,
+    RandomOrder and RandomApply draw goes into as few passes as it can.
 
     Args:
         transforms: transforms of this package, in order.
@@ -304,7 +415,9 @@ class Compose:
         self.recipe = torch.cat([recipes for recipes, _ in self._recipes])
         many = len(self.passes) > 1
         self.param_names = tuple(
-            f"pass{number}.{name}" if many else name for number in range(len(self.passes)) for name in PARAM_NAMES
+            f"pass{number}.{name}" if many else name
+            for number, plan in enumerate(self.passes)
+            for name in plan.param_names
         )
         self._next = torch.zeros(
             (), dtype=torch.int64, device="cpu"
@@ -409,11 +522,17 @@ class Compose:
         if params.dim() != 2 or params.shape[1] != len(self.param_names):
             raise ValueError(f"Compose: params must be [B, {len(self.param_names)}], got {list(params.shape)}")
         value: Tensor | RaggedBatch = batch
-        tables = torch.split(params, len(PARAM_NAMES), 1)
+        tables = torch.split(params, [len(plan.param_names) for plan in self.passes], 1)
         hows = self.pass_arguments(batch.dtype, pictures)
         for number, (plan, table, how) in enumerate(zip(self.passes, tables, hows, strict=True)):
             into = None if out is None or number < len(self.passes) - 1 else out[None] if single else out
             size = plan.output_size(size_of(value))
+            outside_fill = how.pop("outside_fill", None)
+            if plan.outside and isinstance(value, Tensor):
+                _check_images(type(plan.outside.transform).__name__, value)
+                value = value / 255 if value.dtype == torch.uint8 else value
+                value = plan.outside.transform.outside(value, table[:, len(PARAM_NAMES) :], outside_fill)
+                table = table[:, : len(PARAM_NAMES)].contiguous()
             if isinstance(value, RaggedBatch):
                 value = augment_views_ragged(value, [table], [size], **how, out=None if into is None else [into])[0]
             else:
@@ -424,7 +543,10 @@ class Compose:
         return value[0] if single else value
 
     def pass_arguments(self, images: torch.dtype, pictures: bool = False) -> list[dict[str, Any]]:
-        """What :func:`fastcl.ops.augment_apply` takes for each pass, beside images, table, size and out."""
+        """What :func:`fastcl.ops.augment_apply` takes for each pass, beside images, table, size and out.
+
+        Also ``outside_fill`` where something comes before it, in the units of the images that this takes.
+        """
         given = [plan.dtype for plan in self.passes if plan.dtype]
         floating = images if images != torch.uint8 else torch.float32
         dtype = given[-1] if given else floating if any(plan.mean for plan in self.passes) else images
@@ -433,6 +555,12 @@ class Compose:
             last = number == len(self.passes) - 1
             gives = floating if not last else torch.uint8 if pictures else dtype
             # A fill is in the units that the images have where the warp stands in the list; the pass may hold others.
+            outside: dict[str, Any] = {}
+            if plan.outside:
+                meant = 255.0 if bytes_in and not plan.outside.floats else 1.0
+                given_fill = as_list(getattr(plan.outside.transform, "fill", None))
+                outside["outside_fill"] = given_fill and [value / meant for value in given_fill]
+                held = floating
             meant = 255.0 if bytes_in and not plan.warps_floats else 1.0
             fill = plan.fill and [value * (255.0 if held == torch.uint8 else 1.0) / meant for value in plan.fill]
             mean, std, erase = plan.mean, plan.std, plan.erase
@@ -450,7 +578,7 @@ class Compose:
                 erase = erase and [min(max(value, 0.0), 255.0) for value in erase]
                 mean = std = None
             how = {"interpolation": plan.interpolation, "resize": plan.resize, "fill": fill, "mean": mean, "std": std}
-            hows.append({**how, "erase": erase, "dtype": gives})
+            hows.append({**how, "erase": erase, "dtype": gives, **outside})
             held = floating
         return hows
 
@@ -477,15 +605,36 @@ class Compose:
     def _sample(self, index: Tensor, size: Size | Tensor, seed: int, epoch: int, view: int) -> Tensor:
         tables = []
         stream = {"seed": seed, "epoch": epoch, "view": view}
-        for plan, (recipes, which) in zip(self.passes, self._recipes, strict=True):
+        for number, (plan, (recipes, which)) in enumerate(zip(self.passes, self._recipes, strict=True)):
             out_size = plan.output_size(size)
             rows = [_sample_pass(recipe, index, size, out_size, stream) for recipe in recipes]
+            own = [*plan.own, *([plan.outside] if plan.outside else [])]
+            table = rows[0]
+            chosen: tuple[Tensor, ...] = ()
+            if len(rows) > 1 or any(entry.when for entry in own):
+                chosen = tuple(_draw_alternative(branching, index, stream) for branching in plan.branchings)
             if len(rows) > 1:
-                drawn = tuple(_draw_alternative(branching, index, stream) for branching in plan.branchings)
                 numbers = torch.arange(len(index), device=index.device)
-                tables.append(torch.stack(rows)[which.to(index.device)[drawn], numbers])
-            else:
-                tables += rows
+                table = torch.stack(rows)[which.to(index.device)[chosen], numbers]
+            if own:
+                late = recipes[:, _FLIPS_AT].to(index.device) == FLIP_AT.index("after_warp")
+                late = late[which.to(index.device)[chosen]] if chosen else late
+                table = _mirror_maps(table, late)  # own maps are drawn as if no flip followed
+                if plan.outside:
+                    neutral = torch.tensor(
+                        [*plan.outside.transform.columns.values()], dtype=table.dtype, device=table.device
+                    )
+                    table = torch.cat([table, neutral.expand(len(table), -1)], 1)
+                for entry in own:
+                    first, seen = (_OUTSIDE_BLOCKS, size) if entry is plan.outside else (_OWN_BLOCKS, out_size)
+                    assert not isinstance(seen, Tensor)  # output_size has refused it
+                    u = uniforms(index, seed, epoch, view, number, first, entry.transform.blocks)
+                    happens = u[:, 0] < entry.p
+                    if entry.when:
+                        happens &= chosen[entry.when[0]] == entry.when[1]
+                    table = torch.where(happens[:, None], entry.transform.draw(u[:, 1:], table, seen), table)
+                table = _mirror_maps(table, late)
+            tables.append(table)
             size = out_size
         return tables[0] if len(tables) == 1 else torch.cat(tables, dim=1)
 
@@ -495,6 +644,17 @@ def _sample_pass(recipe: Tensor, index: Tensor, size: Size | Tensor, out_size: S
     if isinstance(size, Tensor):
         return augment_sample_ragged(recipe, index, **stream, shapes=size, out_size=out_size)
     return augment_sample(recipe, index, **stream, size=size, out_size=out_size)
+
+
+def _mirror_maps(table: Tensor, late: Tensor) -> Tensor:
+    """The maps as seen from the other side of flips that come after them, bool [n, 2]: horizontal, vertical.
+
+    Flips are applied before the warp. F M F does after it what M does before, and the other way round.
+    """
+    flipped = table[:, _FLIPS] * late
+    signs = torch.cat([1 - 2 * flipped, torch.ones_like(flipped[:, :1])], 1)
+    maps = table[:, _MAP] * (signs[:, :, None] * signs[:, None]).flatten(1)
+    return torch.cat([table[:, : _MAP.start], maps, table[:, _MAP.stop :]], 1)
 
 
 def _draw_alternative(branching: Branching, index: Tensor, stream: dict[str, int]) -> Tensor:
@@ -531,7 +691,8 @@ def draw_views(
             numbers[id(transform)] = transform._numbers(len(batch), index, batch.device)
         tables.append(transform._sample(numbers[id(transform)][0], size, numbers[id(transform)][1], epoch, view))
     hows = [transform.pass_arguments(batch.dtype) for transform, _ in views]
-    if len(views) > 1 and len(hows[0]) == 1 and all(how == hows[0] for how in hows):
+    one_call = len(hows[0]) == 1 and "outside_fill" not in hows[0][0]
+    if len(views) > 1 and one_call and all(how == hows[0] for how in hows):
         sizes = [transform.passes[0].output_size(size) for transform, _ in views]
         into = [view[None] for view in out] if out is not None and single else out
         if isinstance(batch, RaggedBatch):

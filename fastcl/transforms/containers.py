@@ -12,13 +12,15 @@ from fastcl.transforms.compose import Alternatives, Pass, Transform, require_tra
 _MOST_ORDERED = 5  # transforms; all their orders are recipes of their own
 
 
-class _Container(Transform):
+class Container(Transform):
+    """What stands for other transforms."""
+
     def add_to(self, plan: Pass, p: float = 1.0) -> bool:
         """Not called: a container is added by its alternatives."""
         raise NotImplementedError
 
 
-class RandomApply(_Container):
+class RandomApply(Container):
     """Applies transforms one after another, all or none, with probability `p`, drawn for each image.
 
     Args:
@@ -38,7 +40,7 @@ class RandomApply(_Container):
 
     def _alone_is_a_leaf(self) -> bool:
         only = self.transforms[0]
-        return len(self.transforms) == 1 and isinstance(only, Transform) and not isinstance(only, _Container)
+        return len(self.transforms) == 1 and isinstance(only, Transform) and not isinstance(only, Container)
 
     def alternatives(self) -> Alternatives:
         """See :meth:`Transform.alternatives`; one transform alone can draw by its own recipe."""
@@ -53,7 +55,7 @@ class RandomApply(_Container):
         return added
 
 
-class RandomChoice(_Container):
+class RandomChoice(Container):
     """Applies one of several transforms, drawn for each image.
 
     Args:
@@ -82,7 +84,7 @@ class RandomChoice(_Container):
         ]
 
 
-class RandomOrder(_Container):
+class RandomOrder(Container):
     """Applies transforms in an order drawn for each image.
 
     Args:

@@ -50,12 +50,6 @@ def _interpolation(owner: str, value: Any, allowed: Sequence[str]) -> str:
     return name
 
 
-def _fill(value: float | Sequence[float] | None) -> list[float] | None:
-    if value is None:
-        return None
-    return [float(value)] if isinstance(value, (int, float)) else [float(v) for v in value]
-
-
 def _always(transform: Transform, p: float) -> None:
     if p != 1:
         raise ValueError(f"RandomApply: {type(transform).__name__} cannot be left to chance within a batch")
@@ -204,13 +198,11 @@ class _Warp(Transform):
     fill: float | Sequence[float] | None
 
     def _add(self, plan: Pass, p: float, recipe: dict[str, float], center: Sequence[float] | None) -> bool:
-        if not plan.take("warp"):
+        if not plan.take_warp(self.interpolation, self.fill):
             return False
         if center is not None:
             recipe |= {"center_given": 1.0, "center_x": float(center[0]), "center_y": float(center[1])}
         plan.recipe |= {"warp_p": p, **recipe}
-        plan.interpolation, plan.fill = self.interpolation, _fill(self.fill)
-        plan.warps_floats = plan.dtype is not None and plan.dtype != torch.uint8
         return True
 
 
