@@ -53,13 +53,18 @@ class GeneratorConfig:
         return sizes
 
     @property
+    def hidden(self) -> int:
+        """Width of the layers that see a whole image at once."""
+        return self.features * _WIDEST
+
+    @property
     def maps(self) -> list[int]:
         """Channels of each of these: of the images first, of the smallest maps last."""
         return [self.channels, *(self.features * min(2**stage, _WIDEST) for stage in range(len(self.sizes) - 1))]
 
 
 class Generator(nn.Module):
-    """From latents to images: a linear layer to the smallest map, and transposed convolutions that double it.
+    """From latents to images: two linear layers to the smallest map, and transposed convolutions that double it.
 
     Where a side is odd, the last row or column of the doubled map is cut off.
     """
@@ -69,7 +74,10 @@ class Generator(nn.Module):
         self.config = config
         (height, width), maps = config.sizes[-1], config.maps
         self.first = nn.Sequential(
-            nn.Linear(config.latent, maps[-1] * height * width, bias=False),
+            nn.Linear(config.latent, config.hidden, bias=False),
+            nn.BatchNorm1d(config.hidden),
+            nn.ReLU(),
+            nn.Linear(config.hidden, maps[-1] * height * width, bias=False),
             nn.Unflatten(1, (maps[-1], height, width)),
             nn.BatchNorm2d(maps[-1]),
             nn.ReLU(),
@@ -90,7 +98,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """From images to a number that is large where an image looks real: strided convolutions and a linear layer."""
+    """From images to a number that is large where an image looks real: strided convolutions and two linear layers."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -98,7 +106,8 @@ class Discriminator(nn.Module):
         layers: list[nn.Module] = []
         for fine, coarse in pairwise(maps):
             layers += [nn.Conv2d(fine, coarse, 3, stride=2, padding=1), nn.LeakyReLU(_SLOPE)]
-        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(maps[-1] * height * width, 1))
+        layers += [nn.Flatten(), nn.Linear(maps[-1] * height * width, config.hidden), nn.LeakyReLU(_SLOPE)]
+        self.layers = nn.Sequential(*layers, nn.Linear(config.hidden, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Judges images [B, C, H, W] from 0 to 1; gives [B]."""

@@ -36,7 +36,7 @@ _STREAM = 1  # of latents; that of GeneratedDataset is 0
 class GanConfig:
     """All that decides the result, but for the images."""
 
-    steps: int = 3000
+    steps: int = 6000
     batch_size: int = 64
     lr: float = 1e-3  # of Adam
     r1: float = 0.01  # weight of half the squared gradient at real images from 0 to 1
