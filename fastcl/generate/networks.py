@@ -54,7 +54,7 @@ class GeneratorConfig:
 
     @property
     def hidden(self) -> int:
-        """Width of the layers that see a whole image at once."""
+        """Width of the discriminator's layer that sees a whole image at once."""
         return self.features * _WIDEST
 
     @property
@@ -64,7 +64,7 @@ class GeneratorConfig:
 
 
 class Generator(nn.Module):
-    """From latents to images: two linear layers to the smallest map, and transposed convolutions that double it.
+    """From latents to images: a linear layer to the smallest map, and transposed convolutions that double it.
 
     Where a side is odd, the last row or column of the doubled map is cut off.
     """
@@ -74,10 +74,7 @@ class Generator(nn.Module):
         self.config = config
         (height, width), maps = config.sizes[-1], config.maps
         self.first = nn.Sequential(
-            nn.Linear(config.latent, config.hidden, bias=False),
-            nn.BatchNorm1d(config.hidden),
-            nn.ReLU(),
-            nn.Linear(config.hidden, maps[-1] * height * width, bias=False),
+            nn.Linear(config.latent, maps[-1] * height * width, bias=False),
             nn.Unflatten(1, (maps[-1], height, width)),
             nn.BatchNorm2d(maps[-1]),
             nn.ReLU(),

@@ -39,7 +39,7 @@ class GanConfig:
     steps: int = 6000
     batch_size: int = 64
     lr: float = 1e-3  # of Adam
-    r1: float = 0.01  # weight of half the squared gradient at real images from 0 to 1
+    r1: float = 0.2  # weight of half the squared gradient at real images from 0 to 1
     r1_every: int = 8  # steps between its uses, each weighing so many times more
     average: float = 0.995  # share that a step leaves of the moving average
     translate: float = 0.0625  # see gan_transform
