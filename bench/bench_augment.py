@@ -271,10 +271,12 @@ def threads():
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 @pytest.mark.parametrize("workload", WORKLOADS)
-def test_augment(benchmark, peer, threads, workload, name):
+def test_augment(benchmark, peer, threads, finish, workload, name):
     n, channels, side, out, taps = WORKLOADS[workload]
-    make, backend, _ = IMPLEMENTATIONS[name]
-    if backend == "native" and fastcl.backends()["augment_apply"]["cpu"] != "native":
+    make, backend, batches = IMPLEMENTATIONS[name]
+    if torch.get_default_device().type == "cuda" and (not batches or name == "dali"):
+        pytest.skip(f"{name} takes images on the CPU here")
+    if backend == "native" and fastcl.backends()["augment_apply"][torch.get_default_device().type] != "native":
         pytest.skip("native kernels were not built")
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -283,8 +285,13 @@ def test_augment(benchmark, peer, threads, workload, name):
     except NotComparable:
         pytest.skip(f"{name} has no such pipeline")
     benchmark.group = f"augment {workload}"
+
+    def finished() -> None:
+        run()
+        finish()
+
     with fastcl.use_backend(backend), torch.no_grad():
-        benchmark.pedantic(run, warmup_rounds=1, rounds=30 if backend == "native" else 3)
+        benchmark.pedantic(finished, warmup_rounds=1, rounds=30 if backend == "native" else 3)
     benchmark.extra_info["threads"] = torch.get_num_threads()
     benchmark.extra_info["images_per_second"] = round(n / benchmark.stats.stats.median)
 

@@ -32,6 +32,12 @@ def _finish() -> None:
 
 
 @pytest.fixture
+def finish():
+    """To be called before the clock is read."""
+    return _finish
+
+
+@pytest.fixture
 def peer():
     """Imports a peer package, or skips and says which is absent."""
 

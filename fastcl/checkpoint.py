@@ -39,7 +39,7 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], description: Mapp
         tensors: what to keep.
         description: what can be written as JSON; floats come back with the same bits.
     """
-    kept = {name: tensor.detach() for name, tensor in tensors.items()}
+    kept = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     write_atomically(path, pack_tensors(kept, {"format": _CHECKPOINT, "sha256": _digest(kept), **description}))
 
 

@@ -40,6 +40,10 @@ class RunConfig(BaseModel):
     """Bytes of a text that are read."""
     epochs: Annotated[int, Field(ge=1)] = 40
     batch_size: Annotated[int, Field(ge=2)] = 128
+    """Images of a step, of all processes together."""
+    negatives: Literal["gather", "ring", "local"] = "gather"
+    """With many processes, what a view is compared with: the views of all, collected or passed around; or its own
+    process's alone."""
     lr: Annotated[float, Field(gt=0)] = 3e-3
     """Learning rate of AdamW at its highest, after a warm-up and before a cosine decay to 0."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 2.0
@@ -66,8 +70,10 @@ class RunConfig(BaseModel):
     ablation_epochs: Annotated[int, Field(ge=0)] = 10
     """Epochs in which the report compares pretraining with and without generated images; 0 for no comparison."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where pretraining runs; a GPU for each process. All else runs on the CPU."""
     threads: Annotated[int, Field(ge=1)] | None = None
-    """Threads of PyTorch and BLAS; all cores if not given."""
+    """Threads of PyTorch and BLAS in each process; all cores if not given, with torchrun one."""
     checkpoint_steps: Annotated[int, Field(ge=1)] | None = None
     """Optimiser steps between checkpoints; an epoch if not given."""
     recipe: Recipe | TextRecipe = Field(default_factory=Recipe)

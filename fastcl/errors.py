@@ -28,6 +28,7 @@ _EXTRAS = {
     "compress": ("torch_pruning",),
     "fid": ("torch_fidelity",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
+    "lightning": ("lightning",),
 }
 
 

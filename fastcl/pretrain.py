@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastcl import distributed
 from fastcl.checkpoint import load_checkpoint, save_checkpoint
 from fastcl.config import RunConfig
 from fastcl.data import Loader
@@ -79,12 +80,15 @@ class Pretraining:
             config: of the run.
 
         Raises:
-            ConfigError: where a batch is larger than the data.
+            ConfigError: where a batch is larger than the data, or does not divide by the number of processes.
         """
         if config.batch_size > len(images):
             raise ConfigError(
                 f"batch_size: expected at most the {len(images)} images to train on, got {config.batch_size}"
             )
+        rank, size = distributed.world()
+        if config.batch_size % size:
+            raise ConfigError(f"batch_size: expected a multiple of the {size} processes, got {config.batch_size}")
         self._config = config
         self.kind = "texts" if isinstance(config.recipe, TextRecipe) else "images"
         with torch.random.fork_rng(devices=[]):
@@ -92,11 +96,17 @@ class Pretraining:
             self.transform, self.encoder = _transform_and_encoder(images, config)
             self._head = projection_head(self.encoder.dim, config.hidden, config.projection)
         views = MultiViewTransform([(self.transform, 2)]) if isinstance(self.transform, Compose) else self.transform.two
-        # Nothing ahead of its use: training on the CPU has use for every core.
-        self._loader = Loader(images, views, config.batch_size, True, drop_last=True, seed=config.seed, prefetch=0)
+        # On the CPU nothing ahead of its use: training has use for every core.
+        self._loader = Loader(
+            images, views, config.batch_size, True, drop_last=True, seed=config.seed, device=config.device,
+            prefetch=int(config.device != "cpu"), rank=rank, world_size=size,
+        )  # fmt: skip
         self.encoder.to(memory_format=torch.channels_last)
-        self._loss = NTXentLoss(config.temperature)
-        self._model = nn.ModuleDict({"encoder": self.encoder, "head": self._head})
+        self._loss = NTXentLoss(
+            config.temperature, distributed=None if config.negatives == "local" else config.negatives
+        )
+        self._model = nn.ModuleDict({"encoder": self.encoder, "head": self._head}).to(config.device)
+        self._project = distributed.as_one(nn.Sequential(self.encoder, self._head))
         self._optimizer = torch.optim.AdamW(
             self._model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
@@ -137,7 +147,8 @@ class Pretraining:
         """Trains to the end, or until asked to stop.
 
         Args:
-            checkpoint: the file that is replaced after every epoch (or ``checkpoint_steps``), and when it stops.
+            checkpoint: the file that is replaced after every epoch (or ``checkpoint_steps``), and when it stops; by the
+                first process alone.
             description: kept in the checkpoint.
             on_step: called after every step.
             should_stop: asked after every step.
@@ -155,7 +166,7 @@ class Pretraining:
         batches = (views for _ in range(self.epoch, self.epochs) for views in self._loader)
         while self.step < self.steps:
             started = time.perf_counter()
-            loss = self._train_step(next(batches))
+            loss = distributed.mean_of_all(self._train_step(next(batches)))
             if not math.isfinite(loss):
                 raise DivergedError(
                     f"the loss became {loss} at step {self.step + 1} of {self.steps} (epoch {self.epoch + 1}): "
@@ -164,9 +175,9 @@ class Pretraining:
             self.step += 1
             self.losses.append(loss)
             self.seconds += time.perf_counter() - started
-            stop = should_stop()
+            stop = distributed.mean_of_all(should_stop()) > 0
             if stop or self.step % every == 0 or self.step == self.steps:
-                self.save(checkpoint, description)
+                distributed.on_first(lambda: self.save(checkpoint, description))
             on_step(self)
             if stop and self.step < self.steps:
                 return False
@@ -175,7 +186,7 @@ class Pretraining:
     def _train_step(self, views: list[Tensor]) -> float:
         for group in self._optimizer.param_groups:
             group["lr"] = self._config.lr * self._schedule()
-        projections = self._head(self.encoder(torch.cat(views).contiguous(memory_format=torch.channels_last)))
+        projections = self._project(torch.cat(views).contiguous(memory_format=torch.channels_last))
         loss = self._loss(*projections.chunk(2))
         self._optimizer.zero_grad()
         loss.backward()
@@ -201,7 +212,7 @@ class Pretraining:
         Raises:
             CheckpointError: for a checkpoint that is damaged or of another model.
         """
-        tensors, description = load_checkpoint(path)
+        tensors, description = distributed.on_first(lambda: load_checkpoint(path))
         state: dict[int, dict[str, Tensor]] = {}
         model: dict[str, Tensor] = {}
         for name, tensor in tensors.items():

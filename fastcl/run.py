@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import fastcl
-from fastcl import data
+from fastcl import data, distributed
 from fastcl.checkpoint import load_checkpoint, load_encoder, save_encoder
 from fastcl.compress import to_int8
 from fastcl.compress.ladder import LADDER_BATCHES, Ladder, LadderConfig, climb
@@ -120,12 +120,16 @@ def run(
     """
     reporter = reporter or Reporter()
     config = config.model_copy(update={"threads": config.threads or torch.get_num_threads()})
-    if _is_finished(config, out, resume=resume, overwrite=overwrite):
-        reporter.note(f"{out} holds this run, finished")
-        metrics: dict[str, Any] = json.loads((out / FILES["metrics"]).read_text(encoding="utf-8"))
-        return metrics
-    with _threads(config.threads or 1):
+    if distributed.restarted():  # with the command line of the first time
+        resume, overwrite = True, overwrite and not _is_unfinished(config, out)
+    with distributed.joined(config.device), _threads(config.threads or 1):
+        config = distributed.on_first(lambda: config)  # whose --resume may have read a stored one
+        if not distributed.is_first():
+            reporter = Reporter()
         try:
+            if distributed.on_first(lambda: _is_finished(config, out, resume=resume, overwrite=overwrite)):
+                reporter.note(f"{out} holds this run, finished")
+                return distributed.on_first(lambda: _read_metrics(out))
             return _run(config, out, overwrite, command, reporter)
         except OSError as error:
             raise RunError(f"the run in {out} stopped: {error}; --resume goes on with it") from error
@@ -133,7 +137,10 @@ def run(
 
 def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: Reporter) -> dict[str, Any]:
     reporter.stage("load")
-    images = _load(config)
+    with distributed.one_at_first() if config.download else contextlib.nullcontext():
+        images = _load(config)
+    fingerprint = images.fingerprint()
+    distributed.check_same("data", fingerprint)
     if (images.kind == "texts") != isinstance(config.recipe, TextRecipe):
         raise ConfigError(
             f"data: {config.data} holds {images.kind}; encrypted images are secure:PATH, texts are secure-text:PATH"
@@ -141,22 +148,37 @@ def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: 
     reporter.note(_describe(images))
     _check_generate(config, images)
     training = Pretraining(images.train_images, config)  # all that pretraining ever sees
-    _begin(config, out, overwrite)
+    distributed.on_first(lambda: _begin(config, out, overwrite))
     environment = {"fastcl": fastcl.__version__, "torch": torch.__version__, "backends": fastcl.backends()}
-    description = {"data": images.fingerprint(), **environment}
+    description = {"data": fingerprint, **environment, "processes": distributed.world()[1]}
     generated = None
     if config.generate:
-        generated = _generate(config, out, images, description, reporter)
+        generated = distributed.on_first(lambda: _generate(config, out, images, description, reporter))
         mixed = GeneratedDataset.mixed(images.train_images, generated.generator, config.generate, config.seed)
         training = Pretraining(mixed, config)
-    random_encoder = copy.deepcopy(training.encoder)
+    random_encoder = copy.deepcopy(training.encoder).cpu()
     _restore(training, out / FILES["checkpoint"], description, reporter)
 
     reporter.stage("augment and pretrain")
     _pretrain(training, out, description, reporter)
+    return distributed.on_first(
+        lambda: _finish(config, out, images, generated, training, random_encoder, command, reporter)
+    )
 
+
+def _finish(
+    config: RunConfig,
+    out: Path,
+    images: data.Dataset,
+    generated: Generation | None,
+    training: Pretraining,
+    random_encoder: Encoder,
+    command: str,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """All that comes after pretraining."""
     reporter.stage("evaluate")
-    encoder = training.encoder.eval()
+    encoder = training.encoder.eval().cpu()
     trained = evaluate(images, encoder, config.neighbors, config.probe_c)
     baseline = evaluate(images, None, config.neighbors, config.probe_c)
     untrained = evaluate(images, random_encoder, config.neighbors, config.probe_c)
@@ -380,12 +402,12 @@ def _generate(
 
 def _restore(training: Pretraining, path: Path, description: dict[str, Any], reporter: Reporter) -> None:
     """Goes to the checkpoint at `path` where there is one."""
-    if not path.exists():
+    saved = distributed.on_first(lambda: load_checkpoint(path)[1] if path.exists() else None)
+    if saved is None:
         return
-    _, saved = load_checkpoint(path)
     if saved.get("data") != description["data"]:
         raise RunError(f"{path}: the data has changed since this run began; start anew with --overwrite")
-    changed = [key for key in ("fastcl", "torch", "backends") if saved.get(key) != description[key]]
+    changed = [key for key in ("fastcl", "torch", "backends", "processes") if saved.get(key) != description[key]]
     if changed:
         reporter.note(f"{', '.join(changed)} changed since this run began: the result may differ in the last digits")
     training.restore(path)
@@ -398,10 +420,12 @@ def _pretrain(training: Pretraining, out: Path, description: dict[str, Any], rep
             finished = training.run(out / FILES["checkpoint"], description, on_step, lambda: bool(stop))
         except DivergedError as error:
             failure = {"state": "diverged", "step": training.step + 1, "message": str(error)}
-            write_atomically(out / FILES["failure"], json.dumps(failure, indent=2) + "\n")
+            if distributed.is_first():
+                write_atomically(out / FILES["failure"], json.dumps(failure, indent=2) + "\n")
             raise
     if not finished:
-        raise Interrupted(stop[0], training.step, training.steps)
+        number = stop[0] if stop else signal.SIGTERM  # which went to another process
+        raise Interrupted(number, training.step, training.steps)
 
 
 def _is_finished(config: RunConfig, out: Path, *, resume: bool, overwrite: bool) -> bool:
@@ -430,6 +454,18 @@ def _is_finished(config: RunConfig, out: Path, *, resume: bool, overwrite: bool)
     if differences:
         raise RunError(f"{out} holds a run with other settings, not resumed: {'; '.join(differences)}")
     return finished
+
+
+def _is_unfinished(config: RunConfig, out: Path) -> bool:
+    """Whether `out` holds this very run, begun."""
+    settings = settings_of(out)
+    begun = settings is not None and not (out / FILES["metrics"]).exists()
+    return begun and not changes(make_config(settings or {}), config)
+
+
+def _read_metrics(out: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((out / FILES["metrics"]).read_text(encoding="utf-8"))
+    return metrics
 
 
 def _begin(config: RunConfig, out: Path, overwrite: bool) -> None:
@@ -462,14 +498,16 @@ def _threads(count: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stop_signal() -> Iterator[list[int]]:
-    """Collects Ctrl-C and SIGTERM instead of dying of them; the second one ends the process as usual."""
+    """Collects Ctrl-C and SIGTERM instead of dying of them; the same one again ends the process as usual.
+
+    Not the other one: after Ctrl-C, torchrun sends SIGTERM at once.
+    """
     received: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
 
     def handle(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        for other in numbers:
-            signal.signal(other, before[other])
+        signal.signal(number, before[signal.Signals(number)])
 
     try:
         before = {number: signal.signal(number, handle) for number in numbers}

@@ -421,3 +421,26 @@ def test_the_python_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [view.shape for view in names["views"]] == [(6, 3, 224, 224)] * 2
     assert torch.equal(names["chosen"][1], names["batch"][0])
     assert "images/s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("n", "drop_last", "sizes"), [(22, True, [8, 8]), (22, False, [8, 8, 6]), (17, False, [8, 8])])
+def test_the_shares_of_two_processes_are_the_batches_of_one(n, drop_last, sizes):
+    """Of a last batch both take as many: of 6 images 3 each, of a single one none."""
+    images = torch.stack([noise((16, 16), row) for row in range(n)])
+    transform = T.SimCLRTransform(8, seed=3)
+    whole, *parts = (
+        Loader(images, transform, 8, True, drop_last=drop_last, seed=5, rank=rank, world_size=world)
+        for rank, world in ((0, 1), (0, 2), (1, 2))
+    )
+    assert len(parts[0]) == len(parts[1]) == len(sizes)
+    parts[1].load_state_dict(whole.state_dict())  # of any number of processes
+    for size, one, *shares in zip(sizes, *(list(loader) for loader in (whole, *parts)), strict=False):
+        assert [len(share[0]) for share in shares] == [size // 2] * 2
+        for view, joined in zip(one, map(torch.cat, zip(*shares, strict=True)), strict=True):
+            assert torch.equal(view[:size], joined)
+
+
+def test_wrong_ranks_are_refused():
+    for rank, world, size in ((2, 2, 4), (-1, 2, 4), (0, 2, 5)):
+        with pytest.raises(ValueError, match=f"rank {rank}, world_size {world} and batch_size {size}"):
+            Loader(torch.zeros(8, 1, 4, 4, dtype=torch.uint8), T.SimCLRTransform(8), size, rank=rank, world_size=world)

@@ -44,6 +44,11 @@ MUTATIONS = [
 ]
 
 
+# The tests that a bug is planted for, by the folder that it is in.
+LOSSES = "tests/test_ntxent.py tests/test_similarity_lse.py"
+TESTS = {"augment": "tests/test_augment_cuda.py tests/test_augment.py tests/test_ragged.py"}
+
+
 @dataclass
 class Place:
     """One place of a file, and what to put there."""
@@ -79,11 +84,11 @@ def places(path: Path) -> list[Place]:
     return found
 
 
-def choose(count: int, seed: int) -> list[Place]:
-    """As many kinds of bugs as there are places for, in turn."""
+def choose(count: int, seed: int, folder: str = "") -> list[Place]:
+    """As many kinds of bugs as there are places for, in turn; in one folder of csrc/, where it is given."""
     generator = random.Random(seed)
     by_kind: dict[str, list[Place]] = {}
-    for path in kernel_files():
+    for path in [path for path in kernel_files() if folder in ("", path.parent.name)]:
         for place in places(path):
             by_kind.setdefault(place.name, []).append(place)
     kinds = list(by_kind)
@@ -106,10 +111,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tests", default="tests/test_ntxent.py tests/test_similarity_lse.py")
+    parser.add_argument("--tests", help="instead of those of the folder that a bug is planted in")
+    parser.add_argument("--folder", default="", help="of csrc/ to plant all bugs in")
     parser.add_argument("--list", action="store_true", help="print the bugs, run nothing")
     arguments = parser.parse_args()
-    bugs = choose(arguments.count, arguments.seed)
+    bugs = choose(arguments.count, arguments.seed, arguments.folder)
     slipped = []
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
@@ -124,8 +130,8 @@ def main() -> None:
                 continue
             (tree / bug.path).write_text(text[: bug.start] + bug.replacement + text[bug.end :])
             began = time.monotonic()
-            command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-k", "emulated or contrast_cuda"]
-            command += arguments.tests.split()
+            command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-k", "emulated or _cuda"]
+            command += (arguments.tests or TESTS.get(bug.path.parent.name, LOSSES)).split()
             try:
                 done = subprocess.run(command, cwd=tree, capture_output=True, text=True, env=environment, timeout=1200)
                 caught, how = done.returncode != 0, first_failure(done.stdout)

@@ -119,7 +119,5 @@ inline AugmentApply image_alone(const AugmentApply& all, int64_t i) {
 void augment_sample(const AugmentSample& problem);
 // Several views of the same images: all but params, the output and its size are equal.
 void augment_apply(const AugmentApply* views, int64_t count);
-// The noise of an erased pixel, normal.
-float erase_noise(uint32_t seed, int64_t pixel, int64_t channel);
 
 }  // namespace fastcl

@@ -116,15 +116,12 @@ class View {
         whole_(p_.sharpen != 0 || p_.autocontrast != 0 || p_.equalize != 0),
         point_ops_(p_.invert != 0 || p_.posterize != 0 || p_.solarize != 0) {
     bound_ = a.image_type == PixelType::kUint8 ? 255.f : 1.f;
-    bool colored = p_.grayscale != 0;
-    for (float code : p_.color_op) colored |= code != 0;
-    // As torchvision's last op on uint8: a colour op cuts off (just above float's noise), the others round.
-    rounding_ = (colored && !blur_) || p_.sharpen != 0 || p_.autocontrast != 0 ? 0x1p-10f : 0.5f;
+    rounding_ = byte_rounding(p_);
   }
 
   void run() {
     Sweep sweep = next_sweep(0, false, 0);
-    const bool warps = !identity_map();
+    const bool warps = !is_identity_map(p_);
     // Without a warp, and on one thread, a row's colours are changed while it is in L1.
     Sweep* follow = warps || !lines_ ? nullptr : &sweep;
     if (a_.image_type == PixelType::kUint8)
@@ -224,12 +221,6 @@ class View {
     rows->n = kRowStep;
   }
 
-  bool identity_map() const {
-    for (int i = 0; i < 9; ++i)
-      if (p_.map[i] != (i % 4 == 0 ? 1.f : 0.f)) return false;
-    return true;
-  }
-
   void warp() {
     const double last_x = double(width_ - 1), last_y = double(height_ - 1);
     double m[9];
@@ -324,10 +315,9 @@ class View {
   }
 
   void point_ops(float* values, int64_t n) {
-    // Below a step by less than this lies what float's noise alone keeps from it.
-    const float noise = bound_ * 0x1p-18f;
+    const float noise = step_noise(bound_);
     if (p_.invert != 0) invert_row(values, n, bound_);
-    if (p_.posterize != 0) posterize_row(values, n, (bound_ == 255 ? 256 : bound_) / p_.posterize, p_.posterize, noise);
+    if (p_.posterize != 0) posterize_row(values, n, posterize_step(p_.posterize, bound_), p_.posterize, noise);
     if (p_.solarize != 0) rows_.solarize(values, n, p_.solarize_threshold * bound_ - noise, bound_);
   }
 
@@ -493,12 +483,6 @@ class PerSize {
 int64_t value_bytes(PixelType type) { return type == PixelType::kUint8 ? 1 : type == PixelType::kFloat32 ? 4 : 2; }
 
 }  // namespace
-
-float erase_noise(uint32_t seed, int64_t pixel, int64_t channel) {
-  const PhiloxBlock bits = philox({{uint32_t(pixel), uint32_t(channel), 0, 0}}, seed);
-  const double radius = std::sqrt(-2 * std::log((double(bits.word[0]) + 1) * 0x1p-32));
-  return float(radius * std::cos(6.283185307179586 * (bits.word[1] * 0x1p-32)));
-}
 
 void augment_sample(const AugmentSample& problem) {
   parallel_for(problem.n, 256, [&](int64_t begin, int64_t end) {

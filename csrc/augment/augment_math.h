@@ -97,8 +97,9 @@ struct SinCos {
 FASTCL_HD inline SinCos portable_sin_cos(double degrees) {
   const double quarter = std::nearbyint(degrees / 90.0);
   const double r = (degrees - quarter * 90.0) * 0.017453292519943295, square = r * r;
-  double factorial[18] = {1};
-  for (int n = 1; n < 18; ++n) factorial[n] = factorial[n - 1] * n;
+  constexpr double factorial[] = {
+      1,      1,       2,        6,         24,         120,         720,           5040,           40320,
+      362880, 3628800, 39916800, 479001600, 6227020800, 87178291200, 1307674368000, 20922789888000, 355687428096000};
   double sin = 0, cos = 0;
   for (int n = 8; n >= 0; --n) {
     const double sign = n % 2 ? -1.0 : 1.0;
@@ -292,6 +293,13 @@ FASTCL_HD inline AugmentParams draw_params(const AugmentRecipe& r, const Augment
   p.equalize = u.happens(r.equalize_p, kDrawEqualize);
   if (u.happens(r.erase_p, kDrawErase)) draw_erase(r, s, u, &p);
   return p;
+}
+
+// The noise of an erased pixel, normal (Box and Muller).
+FASTCL_HD inline float erase_noise(uint32_t seed, int64_t pixel, int64_t channel) {
+  const PhiloxBlock bits = philox({{uint32_t(pixel), uint32_t(channel), 0, 0}}, seed);
+  const double radius = std::sqrt(-2 * std::log((double(bits.word[0]) + 1) * 0x1p-32));
+  return float(radius * portable_sin_cos(360 * (bits.word[1] * 0x1p-32)).cos);
 }
 
 // Whether the row can be applied to images of this size; if not, `bad` is the first column that does not fit.

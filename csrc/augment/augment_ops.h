@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -13,13 +14,13 @@ namespace fastcl {
 
 constexpr int64_t kMaxSide = 1 << 20, kMaxChannels = 1024;
 
-// Heights, widths and channels of ragged images, [n, 3] in host memory and contiguous.
-inline const int32_t* ragged_shapes(const char* op, const Tensor& shapes, int64_t n) {
+// Heights, widths and channels of ragged images, [n, 3] and contiguous; looked at where the host can.
+inline const int32_t* ragged_shapes(const char* op, const Tensor& shapes, int64_t n, bool on_host) {
   check_dtype(op, "shapes", shapes, ScalarType::Int);
-  FASTCL_CHECK(shapes.dim() == 2 && shapes.size(0) == n && shapes.size(1) == 3 && shapes.is_cpu(), op,
-               ": shapes must be [", n, ", 3] on the CPU, got ", shape(shapes));
+  FASTCL_CHECK(shapes.dim() == 2 && shapes.size(0) == n && shapes.size(1) == 3, op, ": shapes must be [", n,
+               ", 3], got ", shape(shapes));
   const int32_t* values = static_cast<const int32_t*>(shapes.const_data_ptr());
-  for (int64_t i = 0; i < n; ++i) {
+  for (int64_t i = 0; i < n && on_host; ++i) {
     const int32_t h = values[3 * i], w = values[3 * i + 1], c = values[3 * i + 2];
     FASTCL_CHECK(h >= 1 && w >= 1 && h <= kMaxSide && w <= kMaxSide, op, ": image ", i, " (shapes[", i, "] = [", h,
                  ", ", w, ", ", c, "]): height and width must be from 1 to ", kMaxSide);
@@ -104,11 +105,11 @@ struct AugmentInputs {
     describe(height, width, interpolation, fills, means, stds, dtype, resize, erases);
   }
 
-  // Of ragged images, in host memory.
+  // Of ragged images; `on_host`: the host can look at them.
   AugmentInputs(const Tensor& data, const Tensor& offsets_in, const Tensor& shapes_in, int64_t channels,
                 const Tensor& params_in, int64_t height, int64_t width, const std::string& interpolation,
                 const std::vector<double>& fills, const std::vector<double>& means, const std::vector<double>& stds,
-                ScalarType dtype, const std::string& resize, const std::vector<double>& erases)
+                ScalarType dtype, const std::string& resize, const std::vector<double>& erases, bool on_host)
       : images(data),
         params(torch::stable::contiguous(params_in)),
         offsets(torch::stable::contiguous(offsets_in)),
@@ -116,11 +117,10 @@ struct AugmentInputs {
     const char* op = "augment_views";
     check_dtype(op, "images.data", images, ScalarType::Byte);
     check_dtype(op, "images.offsets", offsets, ScalarType::Long);
-    FASTCL_CHECK(
-        images.dim() == 1 && images.is_contiguous() && offsets.dim() == 1 && images.is_cpu() && offsets.is_cpu(), op,
-        ": images.data must be contiguous [bytes] and offsets [n] on the CPU, got ", shape(images), " and ",
-        shape(offsets));
-    problem.shapes = ragged_shapes(op, shapes, offsets.size(0));
+    FASTCL_CHECK(images.dim() == 1 && images.is_contiguous() && offsets.dim() == 1, op,
+                 ": images.data must be contiguous [bytes] and offsets [n], got ", shape(images), " and ",
+                 shape(offsets));
+    problem.shapes = ragged_shapes(op, shapes, offsets.size(0), on_host);
     problem.offsets = static_cast<const int64_t*>(offsets.const_data_ptr());
     problem.image_type = PixelType::kUint8;
     problem.images = images.const_data_ptr();
@@ -128,7 +128,7 @@ struct AugmentInputs {
     problem.channels = channels;
     problem.channels_last = channels > 1;
     problem.height = problem.width = 1;
-    for (int64_t i = 0; i < problem.n; ++i) {
+    for (int64_t i = 0; i < problem.n && on_host; ++i) {
       const int64_t h = problem.shapes[3 * i], w = problem.shapes[3 * i + 1], c = problem.shapes[3 * i + 2];
       FASTCL_CHECK(c == channels, op, ": image ", i, " has ", c, " channels, wanted ", channels);
       const int64_t offset = problem.offsets[i], last = images.size(0) - h * w * c;
@@ -212,5 +212,167 @@ struct AugmentInputs {
     return names;
   }
 };
+
+// The ops on one device. Device says:
+//   Scope                 makes the device of a tensor the current one
+//   kOnHost               whether the host can read its tensors
+//   holds(tensor, like)   whether the tensor lies where `like` does
+//   make(like, ...)       a new view
+//   sample(problem, like), apply(views, count, inputs)
+template <class Device>
+struct AugmentOps {
+  using Floats = std::vector<double>;
+  using Inputs = std::vector<std::unique_ptr<AugmentInputs>>;
+
+  static Tensor sample(const Tensor& recipe, const Tensor& index, int64_t seed, int64_t epoch, int64_t view,
+                       int64_t height, int64_t width, int64_t out_height, int64_t out_width) {
+    const typename Device::Scope scope(index);
+    const Tensor numbers = torch::stable::contiguous(index);
+    return draw(numbers,
+                augment_sample_problem(recipe, numbers, seed, epoch, view, height, width, out_height, out_width));
+  }
+
+  static Tensor sample_ragged(const Tensor& recipe, const Tensor& index, const Tensor& shapes, int64_t seed,
+                              int64_t epoch, int64_t view, int64_t out_height, int64_t out_width) {
+    const typename Device::Scope scope(index);
+    const Tensor numbers = torch::stable::contiguous(index), sizes = torch::stable::contiguous(shapes);
+    check_place("augment_sample", "shapes", sizes, index);
+    AugmentSample problem = augment_sample_problem(recipe, numbers, seed, epoch, view, 1, 1, out_height, out_width);
+    problem.shapes = ragged_shapes("augment_sample", sizes, problem.n, Device::kOnHost);
+    return draw(numbers, problem);
+  }
+
+  static Tensor apply(const Tensor& images, const Tensor& params, int64_t height, int64_t width,
+                      std::string interpolation, Floats fill, Floats mean, Floats std, ScalarType dtype,
+                      std::string resize, Floats erase) {
+    const typename Device::Scope scope(images);
+    check_place("augment_apply", "params", params, images);
+    AugmentInputs inputs(images, params, height, width, interpolation, fill, mean, std, dtype, resize, erase);
+    if (Device::kOnHost) inputs.check_rows();
+    const Tensor out = Device::make(images, height, width, dtype);
+    inputs.problem.out = out.mutable_data_ptr();
+    Device::apply(&inputs.problem, 1, inputs);
+    return out;
+  }
+
+  static void apply_out(const Tensor& images, const Tensor& params, std::string interpolation, Floats fill, Floats mean,
+                        Floats std, const Tensor& out, std::string resize, Floats erase) {
+    const typename Device::Scope scope(images);
+    FASTCL_CHECK(images.dim() == 4, "augment_apply: images must be [B, C, H, W], got ", shape(images));
+    check_out("augment_apply", out, images);
+    check_place("augment_apply", "params", params, images);
+    AugmentInputs inputs(images, params, out.size(2), out.size(3), interpolation, fill, mean, std, out.scalar_type(),
+                         resize, erase);
+    if (Device::kOnHost) inputs.check_rows();
+    inputs.problem.out = out.mutable_data_ptr();
+    Device::apply(&inputs.problem, 1, inputs);
+  }
+
+  static std::vector<Tensor> views(const Tensor& images, std::vector<Tensor> params, std::vector<int64_t> heights,
+                                   std::vector<int64_t> widths, std::string interpolation, Floats fill, Floats mean,
+                                   Floats std, ScalarType dtype, std::string resize, Floats erase) {
+    const typename Device::Scope scope(images);
+    FASTCL_CHECK(heights.size() == params.size() && widths.size() == params.size(),
+                 "augment_views: heights and widths must have one entry for each of ", params.size(), " tables, got ",
+                 heights.size(), " and ", widths.size());
+    std::vector<Tensor> out;
+    for (size_t v = 0; v < params.size(); ++v) {
+      FASTCL_CHECK(
+          images.dim() == 4 && heights[v] >= 1 && widths[v] >= 1 && heights[v] <= kMaxSide && widths[v] <= kMaxSide,
+          "augment_views: sides must be from 1 to ", kMaxSide, ", got images ", shape(images), ", size ", heights[v],
+          " x ", widths[v]);
+      out.push_back(Device::make(images, heights[v], widths[v], dtype));
+    }
+    views_of_one_size(images, params, out, interpolation, fill, mean, std, resize, erase);
+    return out;
+  }
+
+  static void views_out(const Tensor& images, std::vector<Tensor> params, std::string interpolation, Floats fill,
+                        Floats mean, Floats std, std::string resize, Floats erase, std::vector<Tensor> out) {
+    const typename Device::Scope scope(images);
+    FASTCL_CHECK(images.dim() == 4, "augment_views: images must be [B, C, H, W], got ", shape(images));
+    FASTCL_CHECK(out.size() == params.size(), "augment_views: out must have one tensor for each of ", params.size(),
+                 " tables, got ", out.size());
+    for (const Tensor& view : out) {
+      check_out("augment_views", view, images);
+      FASTCL_CHECK(view.scalar_type() == out[0].scalar_type(), "augment_views: out must be of one dtype");
+    }
+    views_of_one_size(images, params, out, interpolation, fill, mean, std, resize, erase);
+  }
+
+  static void views_ragged(const Tensor& data, const Tensor& offsets, const Tensor& shapes, std::vector<Tensor> params,
+                           std::string interpolation, Floats fill, Floats mean, Floats std, std::string resize,
+                           Floats erase, std::vector<Tensor> out) {
+    const typename Device::Scope scope(data);
+    FASTCL_CHECK(out.size() == params.size(), "augment_views: out must have one tensor for each of ", params.size(),
+                 " tables, got ", out.size());
+    check_place("augment_views", "offsets", offsets, data);
+    check_place("augment_views", "shapes", shapes, data);
+    for (const Tensor& view : out) {
+      FASTCL_CHECK(view.dim() == 4 && view.is_contiguous() && view.size(0) == offsets.numel(),
+                   "augment_views: out must be contiguous [", offsets.numel(), ", C, H, W], got ", shape(view));
+      check_place("augment_views", "out", view, data);
+    }
+    views_into(data, params, out, [&](size_t v) {
+      return std::make_unique<AugmentInputs>(data, offsets, shapes, out[v].size(1), params[v], out[v].size(2),
+                                             out[v].size(3), interpolation, fill, mean, std, out[v].scalar_type(),
+                                             resize, erase, Device::kOnHost);
+    });
+  }
+
+ private:
+  static void check_place(const char* op, const char* name, const Tensor& tensor, const Tensor& like) {
+    FASTCL_CHECK(Device::holds(tensor, like), op, ": ", name, " must be on the device that the op runs on");
+  }
+
+  static void check_out(const char* op, const Tensor& out, const Tensor& images) {
+    FASTCL_CHECK(
+        out.dim() == 4 && out.is_contiguous() && out.size(0) == images.size(0) && out.size(1) == images.size(1), op,
+        ": out must be contiguous [", images.size(0), ", ", images.size(1), ", H, W], got ", shape(out));
+    check_place(op, "out", out, images);
+  }
+
+  static Tensor draw(const Tensor& index, AugmentSample problem) {
+    Tensor params = new_tensor(index, {problem.n, kParams}, ScalarType::Float);
+    problem.params = static_cast<AugmentParams*>(params.mutable_data_ptr());
+    Device::sample(problem, index);
+    return params;
+  }
+
+  // All tables are checked before anything is written. inputs_of(v): of view v.
+  template <class InputsOf>
+  static void views_into(const Tensor& images, const std::vector<Tensor>& params, const std::vector<Tensor>& out,
+                         InputsOf&& inputs_of) {
+    Inputs inputs;
+    std::vector<AugmentApply> problems;
+    for (size_t v = 0; v < out.size(); ++v) {
+      check_place("augment_views", "params", params[v], images);
+      inputs.push_back(inputs_of(v));
+      if (Device::kOnHost) inputs[v]->check_rows("augment_views", "[" + std::to_string(v) + "]");
+      inputs[v]->problem.out = out[v].mutable_data_ptr();
+      problems.push_back(inputs[v]->problem);
+    }
+    if (!problems.empty()) Device::apply(problems.data(), int64_t(problems.size()), *inputs[0]);
+  }
+
+  static void views_of_one_size(const Tensor& images, const std::vector<Tensor>& params, const std::vector<Tensor>& out,
+                                const std::string& interpolation, const Floats& fill, const Floats& mean,
+                                const Floats& std, const std::string& resize, const Floats& erase) {
+    views_into(images, params, out, [&](size_t v) {
+      return std::make_unique<AugmentInputs>(images, params[v], out[v].size(2), out[v].size(3), interpolation, fill,
+                                             mean, std, out[v].scalar_type(), resize, erase);
+    });
+  }
+};
+
+// The line of each op in a library `m`; TORCH_BOX wants the functions by name.
+#define FASTCL_AUGMENT_OPS(m, Device)                                             \
+  m.impl("augment_sample", TORCH_BOX(&AugmentOps<Device>::sample));               \
+  m.impl("augment_sample_ragged", TORCH_BOX(&AugmentOps<Device>::sample_ragged)); \
+  m.impl("augment_apply", TORCH_BOX(&AugmentOps<Device>::apply));                 \
+  m.impl("augment_apply_out", TORCH_BOX(&AugmentOps<Device>::apply_out));         \
+  m.impl("augment_views", TORCH_BOX(&AugmentOps<Device>::views));                 \
+  m.impl("augment_views_out", TORCH_BOX(&AugmentOps<Device>::views_out));         \
+  m.impl("augment_views_ragged", TORCH_BOX(&AugmentOps<Device>::views_ragged))
 
 }  // namespace fastcl

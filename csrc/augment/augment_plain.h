@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "augment/augment_pixels.h"
 #include "common/portable.h"
 
 namespace fastcl {
@@ -22,17 +23,12 @@ FASTCL_MULTIVERSION void split_channels(const float* in, int64_t channels, int64
     split_loop(in, channels, n, out, pitch);
 }
 
-FASTCL_INLINE float clamp(float value, float bound) {
-  value = value > 0.f ? value : 0.f;
-  return value < bound ? value : bound;
-}
-
 FASTCL_MULTIVERSION void clamp_row(float* v, int64_t n, float bound) {
   for (int64_t i = 0; i < n; ++i) v[i] = clamp(v[i], bound);
 }
 
 FASTCL_MULTIVERSION void quantize_row(const float* in, int64_t n, float scale, float offset, uint8_t* __restrict out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = uint8_t(int32_t(clamp(in[i] * scale + offset, 255.f)));
+  for (int64_t i = 0; i < n; ++i) out[i] = quantized(in[i], scale, offset);
 }
 
 // Where the pixels of the output's row `y` come from; all counted from the images' centres. In double and in the order
@@ -107,7 +103,7 @@ FASTCL_MULTIVERSION void invert_row(float* v, int64_t n, float bound) {
 
 // Down to a multiple of `step`; below one by less than `noise` counts as it.
 FASTCL_MULTIVERSION void posterize_row(float* v, int64_t n, float step, float levels, float noise) {
-  for (int64_t i = 0; i < n; ++i) v[i] = clamp(std::floor((v[i] + noise) / step), levels - 1) * step;
+  for (int64_t i = 0; i < n; ++i) v[i] = posterized(v[i], step, levels, noise);
 }
 
 // One row between two others, blended with a mean of nine pixels, the middle one counting five.
@@ -116,11 +112,9 @@ FASTCL_MULTIVERSION void sharpen_row(const float* above, const float* row, const
   out[0] = row[0];
   out[n - 1] = row[n - 1];
   for (int64_t i = 1; i + 1 < n; ++i) {
-    float smooth = (above[i - 1] + above[i] + above[i + 1] + row[i - 1] + 5 * row[i] + row[i + 1] + below[i - 1] +
-                    below[i] + below[i + 1]) /
-                   13;
-    smooth = round ? std::rint(smooth) : smooth;
-    out[i] = clamp(row[i] + (smooth - row[i]) * (1 - factor), bound);
+    const float smooth = above[i - 1] + above[i] + above[i + 1] + row[i - 1] + 5 * row[i] + row[i + 1] + below[i - 1] +
+                         below[i] + below[i + 1];
+    out[i] = sharpened(row[i], smooth, factor, bound, round);
   }
 }
 
@@ -141,24 +135,20 @@ FASTCL_MULTIVERSION void stretch_plane(float* v, int64_t n, float bound) {
   };
   for (int64_t k = 0; k < kSide; ++k) widen(least[k]), widen(most[k]);
   for (int64_t i = n / kSide * kSide; i < n; ++i) widen(v[i]);
-  const bool flat = !(low < high);
-  const float scale = flat ? 1 : (high - low) * (1 / bound);
-  for (int64_t i = 0; i < n; ++i) v[i] = clamp((v[i] - (flat ? 0 : low)) / scale, bound);
+  const Stretch stretch(low, high, bound);
+  for (int64_t i = 0; i < n; ++i) v[i] = stretch(v[i]);
 }
 
 // Pillow's histogram equalisation, of n values in 256 levels: int(value * scale + offset).
 inline void equalize_plane(float* v, int64_t n, float scale, float offset, float unit) {
-  const auto level = [&](float value) { return int32_t(clamp(std::floor(value * scale + offset), 255.f)); };
+  const auto level = [&](float value) { return histogram_level(value, scale, offset); };
   int64_t count[256] = {}, brightest = 0;
   for (int64_t i = 0; i < n; ++i) ++count[level(v[i])];
   for (int64_t i = 0; i < 256; ++i)
     if (count[i]) brightest = i;
   const int64_t step = (n - count[brightest]) / 255;
   float to[256];
-  for (int64_t i = 0, below = 0; i < 256; below += count[i++]) {
-    const int64_t equal = step ? (below + step / 2) / step : i;
-    to[i] = float(equal < 255 ? equal : 255) * unit;
-  }
+  for (int64_t i = 0, below = 0; i < 256; below += count[i++]) to[i] = equalized(i, below, step, unit);
   for (int64_t i = 0; i < n; ++i) v[i] = to[level(v[i])];
 }
 

@@ -1,6 +1,7 @@
 // The templates behind AugmentRows; see augment_rows.h. Included inside a target region.
 #pragma once
 
+#include "augment/augment_color.h"
 #include "augment/augment_rows.h"
 
 namespace fastcl {
@@ -12,10 +13,7 @@ struct AugmentLoops {
   static constexpr int kLanes = V::kLanes;
   static_assert(kRowStep % kLanes == 0);
 
-  static FASTCL_INLINE F gray(F r, F g, F b) {
-    return V::fma(b, V::set(0.114f), V::fma(g, V::set(0.587f), V::mul(r, V::set(0.2989f))));
-  }
-  static FASTCL_INLINE F clamp(F v, F bound) { return V::min(V::max(v, V::set(0.f)), bound); }
+  using Color = AugmentColor<V>;
 
   static FASTCL_INLINE F load(const uint8_t* p) { return V::load_bytes(p); }
   static FASTCL_INLINE F load(const float* p) { return V::load(p); }
@@ -93,83 +91,23 @@ struct AugmentLoops {
     for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
   }
 
-  template <int kChannels, int kCount>
-  using Pixels = F[kChannels][kCount];
-
-  // What a color run multiplies by.
-  struct ColorFactors {
-    F brightness, contrast, contrast_add, saturation, saturation_rest, bound, hue[3];
-
-    explicit FASTCL_INLINE ColorFactors(const ColorRun& run)
-        : brightness(V::set(run.brightness)),
-          contrast(V::set(run.contrast)),
-          contrast_add(V::set(run.contrast_add)),
-          saturation(V::set(run.saturation)),
-          saturation_rest(V::set(1 - run.saturation)),
-          bound(V::set(run.bound)) {
-      for (int c = 0; c < 3; ++c) {
-        const double o = 6.0 * double(run.hue) - 2 * c;  // in [-7, 3]
-        hue[c] = V::set(float(o < -6 ? o + 6 : o >= 0 ? o - 6 : o));
-      }
-    }
-  };
-
-  // HSV without a division: with the chroma C = most - least, hue (in sixths of the circle) is carried times C. A
-  // channel is least + C clamp(d - 1, 0, 1), d from 0 to 3 being how far the hue is from the channel's opposite. With
-  // the channel itself at 0 and +-6, d = | |hue + offset| - 3 |; where hue + offset is below -6, d is too large, but
-  // above 2 in any case.
-  static FASTCL_INLINE void shift_hue(F& r, F& g, F& b, const F (&offset)[3]) {
-    const F most = V::max(V::max(r, g), b), least = V::min(V::min(r, g), b), chroma = V::sub(most, least);
-    F hue = V::fma(chroma, V::set(4.f), V::sub(r, g));
-    hue = V::select_equal(most, g, V::fma(chroma, V::set(2.f), V::sub(b, r)), hue);
-    hue = V::select_equal(most, r, V::sub(g, b), hue);  // in [-C, 5 C]
-    const F half = V::mul(chroma, V::set(3.f)), lowest = V::sub(least, chroma);
-    const auto channel = [&](F o) {
-      const F d = V::abs(V::sub(V::abs(V::fma(chroma, o, hue)), half));
-      return V::min(V::max(V::add(lowest, d), least), most);
-    };
-    r = channel(offset[0]);
-    g = channel(offset[1]);
-    b = channel(offset[2]);
-  }
-
-  // One op on vectors in registers. The branch is the same for every pixel of a run.
-  template <int kChannels, int kCount>
-  static FASTCL_INLINE void color_op(int code, Pixels<kChannels, kCount>& v, const ColorFactors& f) {
-    if (code == kBrightness) {
-      FASTCL_UNROLL for (int c = 0; c < kChannels; ++c) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) v[c][k] =
-          clamp(V::mul(v[c][k], f.brightness), f.bound);
-    } else if (code == kContrast) {
-      FASTCL_UNROLL for (int c = 0; c < kChannels; ++c) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) v[c][k] =
-          clamp(V::fma(v[c][k], f.contrast, f.contrast_add), f.bound);
-    } else if constexpr (kChannels == 3) {
-      if (code == kSaturation) {
-        FASTCL_UNROLL for (int k = 0; k < kCount; ++k) {
-          const F add = V::mul(gray(v[0][k], v[1][k], v[2][k]), f.saturation_rest);
-          FASTCL_UNROLL for (int c = 0; c < 3; ++c) v[c][k] = clamp(V::fma(v[c][k], f.saturation, add), f.bound);
-        }
-      } else if (code == kHue) {
-        FASTCL_UNROLL for (int k = 0; k < kCount; ++k) shift_hue(v[0][k], v[1][k], v[2][k], f.hue);
-      }
-    }
-  }
-
   // Pixels are loaded once, taken through all ops in registers and stored once.
   template <int kChannels>
   static FASTCL_INLINE double color_of(const ColorRun& run_) {
     const ColorRun run = run_;  // a copy: the stores could change the argument
-    const ColorFactors factors(run);
+    const typename Color::Factors factors =
+        Color::factors(run.brightness, run.contrast, run.contrast_add, run.saturation, run.hue, run.bound);
     F sum = V::set(0.f);
     double rest = 0;
     const auto pixels = [&](auto number, int64_t i, int64_t left) {
       constexpr int kCount = decltype(number)::value;
-      Pixels<kChannels, kCount> v;
+      F v[kChannels][kCount];
       FASTCL_UNROLL for (int c = 0; c < kChannels; ++c) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) v[c][k] =
           V::load(run.channel[c] + i + k * kLanes);
-      for (int o = 0; o < run.ops; ++o) color_op<kChannels, kCount>(run.op[o], v, factors);
+      for (int o = 0; o < run.ops; ++o) Color::template apply<kChannels, kCount>(run.op[o], v, factors);
       if (run.sum) {
         FASTCL_UNROLL for (int k = 0; k < kCount; ++k) {
-          const F luma = kChannels == 3 ? gray(v[0][k], v[kChannels / 2][k], v[kChannels - 1][k]) : v[0][k];
+          const F luma = kChannels == 3 ? Color::gray(v[0][k], v[kChannels / 2][k], v[kChannels - 1][k]) : v[0][k];
           if (left >= kLanes) {
             sum = V::add(sum, luma);
           } else {
@@ -181,7 +119,8 @@ struct AugmentLoops {
       }
       if constexpr (kChannels == 3) {
         if (run.gray)
-          FASTCL_UNROLL for (int k = 0; k < kCount; ++k) v[0][k] = v[1][k] = v[2][k] = gray(v[0][k], v[1][k], v[2][k]);
+          FASTCL_UNROLL for (int k = 0; k < kCount; ++k) v[0][k] = v[1][k] = v[2][k] =
+              Color::gray(v[0][k], v[1][k], v[2][k]);
       }
       FASTCL_UNROLL for (int c = 0; c < kChannels; ++c) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) {
         if (!run.out[0]) {

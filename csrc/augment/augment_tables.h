@@ -5,32 +5,13 @@
 #include <cmath>
 #include <cstring>
 
+#include "augment/augment_pixels.h"
 #include "augment/augment_rows.h"
 #include "common/buffer.h"
 #include "common/portable.h"
 
 namespace fastcl {
 namespace {
-
-// The radius of the resampling filter where it is not stretched.
-double filter_radius(bool cubic) { return cubic ? 2 : 1; }
-
-int64_t resize_taps(int64_t in, int64_t out, bool cubic) {
-  if (in == out) return 1;  // copied
-  return std::min(in, int64_t(std::ceil(2 * filter_radius(cubic) * std::max(double(in) / double(out), 1.0))));
-}
-
-FASTCL_INLINE double triangle(double x) {
-  const double value = 1 - std::fabs(x);
-  return value > 0 ? value : 0;
-}
-
-// Keys' cubic convolution with a = -0.5.
-FASTCL_INLINE double cubic(double x) {
-  x = std::fabs(x);
-  const double near = (1.5 * x - 2.5) * x * x + 1, far = ((-0.5 * x + 2.5) * x - 4) * x + 2;
-  return x < 1 ? near : x < 2 ? far : 0;
-}
 
 // Antialiased resampling along one axis, as torchvision and PIL: a filter stretched by max(in / out, 1). All taps lie
 // inside; those that the filter does not reach weigh 0. Outputs beyond `out` repeat the last.

@@ -22,3 +22,11 @@
 #else
 #define FASTCL_INLINE __forceinline
 #endif
+
+#if defined(__CUDACC__)
+#define FASTCL_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define FASTCL_UNROLL _Pragma("GCC unroll 16")
+#else
+#define FASTCL_UNROLL
+#endif

@@ -8,20 +8,17 @@
 #include <cstring>
 
 #include "common/cpu.h"
+#include "common/portable.h"
 
 #if FASTCL_X86_DISPATCH
 #include <immintrin.h>
 #endif
 
 #if defined(__GNUC__)
-#define FASTCL_INLINE inline __attribute__((always_inline))
 #define FASTCL_NOINLINE __attribute__((noinline))
-#define FASTCL_UNROLL _Pragma("GCC unroll 16")
 #define FASTCL_PREFETCH(address) __builtin_prefetch(address)
 #else
-#define FASTCL_INLINE __forceinline
 #define FASTCL_NOINLINE __declspec(noinline)
-#define FASTCL_UNROLL
 #define FASTCL_PREFETCH(address) (void)(address)
 #endif
 

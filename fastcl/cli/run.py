@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastcl.config import RunConfig, make_config, read_toml
+from fastcl.distributed import is_first
 from fastcl.errors import require_run_extra
 from fastcl.progress import Reporter
 from fastcl.recipe import Recipe, TextRecipe
@@ -58,7 +59,12 @@ def run(
     image_size: Annotated[int | None, _setting("image_size", "Pixels of a folder's images. (default: 64)")] = None,
     text_length: Annotated[int | None, _setting("text_length", "Bytes of a text that are read.")] = None,
     epochs: Annotated[int | None, _setting("epochs", "Passes over the training images.")] = None,
-    batch_size: Annotated[int | None, _setting("batch_size", "Images in a step, two views of each.")] = None,
+    batch_size: Annotated[
+        int | None, _setting("batch_size", "Images in a step of all processes, two views of each.")
+    ] = None,
+    negatives: Annotated[
+        str | None, _setting("negatives", "With torchrun, views to compare with: of all (gather or ring), or local.")
+    ] = None,
     lr: Annotated[float | None, _setting("lr", "Highest learning rate (AdamW, warm-up, cosine decay).")] = None,
     warmup_epochs: Annotated[float | None, _setting("warmup_epochs", "Epochs of warm-up.")] = None,
     weight_decay: Annotated[float | None, _setting("weight_decay", "AdamW's weight decay.")] = None,
@@ -80,7 +86,10 @@ def run(
         int | None, _setting("ablation_epochs", "Epochs to compare pretraining with and without them; 0: not.")
     ] = None,
     seed: Annotated[int | None, _setting("seed", "Of weights, order and draws.")] = None,
-    threads: Annotated[int | None, _setting("threads", "Threads to use. (default: all cores)")] = None,
+    device: Annotated[str | None, _setting("device", "Where pretraining runs: cpu or cuda.")] = None,
+    threads: Annotated[
+        int | None, _setting("threads", "Threads of a process. (default: all cores; with torchrun 1)")
+    ] = None,
     checkpoint_steps: Annotated[
         int | None, _setting("checkpoint_steps", "Steps between checkpoints. (default: an epoch)")
     ] = None,
@@ -118,7 +127,7 @@ def run(
     stored = job.settings_of(out) if resume else None
     settings = make_config(*([stored] if stored else []), *layers, flags)
 
-    console = Console()
+    console = Console(quiet=not is_first())
     command = "fastcl " + shlex.join(sys.argv[1:])
     try:
         metrics = job.run(

@@ -116,6 +116,10 @@ class Loader:
         seed: of the order; by default drawn from torch's global generator.
         prefetch: batches that are made ahead by a thread beside the training step. By default 1 where there is an
             accelerator, else 0: training on the CPU has use for every core itself.
+        rank: which of the processes of a training this is. In each epoch all go through the same batches in the same
+            order, and each yields its share of every batch.
+        world_size: how many processes there are; ``batch_size`` is that of all together, a multiple of it. They always
+            get equally many images: of a last batch that does not divide, the rest is left out.
         on_error: ``"raise"``, or ``"skip"`` for images that cannot be read; :attr:`skipped` then has them.
         **dataloader: further arguments of torch's DataLoader, such as ``multiprocessing_context``.
 
@@ -143,6 +147,8 @@ class Loader:
         device: torch.device | str | None = None,
         seed: int | None = None,
         prefetch: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
         on_error: str = "raise",
         **dataloader: Any,
     ) -> None:
@@ -153,12 +159,18 @@ class Loader:
                 "Loader: batch_size must be at least 1, prefetch and num_workers at least 0, got "
                 f"{batch_size}, {prefetch} and {num_workers}"
             )
+        if not 0 <= rank < world_size or batch_size % world_size:
+            raise ValueError(
+                "Loader: rank must be in [0, world_size) and batch_size a multiple of world_size, got "
+                f"rank {rank}, world_size {world_size} and batch_size {batch_size}"
+            )
         if on_error not in ("raise", "skip"):
             raise ValueError(f"Loader: on_error must be raise or skip, got {on_error!r}")
         if sampler is not None and shuffle:
             raise ValueError("Loader: shuffle is the sampler's business where one is given, got both")
         self.dataset, self.batch_size, self.shuffle, self.sampler = dataset, batch_size, shuffle, sampler
         self.drop_last, self.prefetch = drop_last, prefetch
+        self.rank, self.world_size = rank, world_size
         self.device = torch.device("cpu" if device is None else device)
         self.seed = int(torch.randint(2**32, (), device="cpu").item()) if seed is None else int(seed)
         self.transform = Compose([transform]) if isinstance(transform, Transform) else transform
@@ -187,7 +199,12 @@ class Loader:
 
     def __len__(self) -> int:
         n = len(self.dataset) if self.sampler is None else len(self.sampler)  # type: ignore[arg-type]
-        return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
+        return n // self.batch_size + (n % self.batch_size >= self._least)
+
+    @property
+    def _least(self) -> int:
+        """Images of a last batch for it to be yielded."""
+        return self.batch_size if self.drop_last else self.world_size
 
     def __iter__(self) -> Iterator[Any]:
         """Begins the next epoch, or goes on in the one that :meth:`load_state_dict` was given."""
@@ -241,9 +258,9 @@ class Loader:
     def _epoch(self, epoch: int, first: int) -> Iterator[Any]:
         order, size = self._order(epoch), self.batch_size
         batches = [order[at : at + size] for at in range(0, len(order), size)]
-        if self.drop_last and batches and len(batches[-1]) < size:
+        if batches and len(batches[-1]) < self._least:
             batches.pop()
-        self._batches.left = batches[first:]
+        self._batches.left = [self._share(batch) for batch in batches[first:]]
         self._taken, self.waited = first, 0.0
         raw = self._gather() if self._workers is None else iter(self._workers)
         began, images = time.perf_counter(), 0
@@ -256,6 +273,10 @@ class Loader:
             yield views
             del views
         self._taken = len(batches)
+
+    def _share(self, batch: list[int]) -> list[int]:
+        each = len(batch) // self.world_size
+        return batch[self.rank * each : (self.rank + 1) * each]
 
     def _ahead(self, raw: Iterator[_Raw], epoch: int) -> Iterator[tuple[int, dict[int, str], Any]]:
         """The batches of an epoch, made up to `prefetch` ahead of their use."""

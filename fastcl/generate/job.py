@@ -148,7 +148,7 @@ def _pretraining(images: Tensor, config: RunConfig, batch_size: int, steps: int)
     """Of about so many steps: whole epochs."""
     epochs = max(1, round(steps / (len(images) // batch_size)))
     small = {"epochs": epochs, "batch_size": batch_size, "warmup_epochs": config.warmup_epochs / config.epochs * epochs}
-    return Pretraining(images, config.model_copy(update={**small, "checkpoint_steps": None}))
+    return Pretraining(images, config.model_copy(update={**small, "checkpoint_steps": None, "device": "cpu"}))
 
 
 def write_samples(generator: Generator, folder: Path, seed: int) -> None:

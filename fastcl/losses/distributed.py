@@ -19,6 +19,7 @@ would have to wait for that), and every process must call backward where one doe
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, cast, get_args
 
@@ -55,9 +56,23 @@ def gathered(owner: str, gather_distributed: bool, distributed: Distributed | No
     return "gather" if gather_distributed else distributed
 
 
+_is_alone = False
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Within, this process is a world of its own: for what one process does while the others wait."""
+    global _is_alone
+    before, _is_alone = _is_alone, True
+    try:
+        yield
+    finally:
+        _is_alone = before
+
+
 def world() -> tuple[int, int]:
     """This process's rank and the number of processes; (0, 1) outside torch.distributed."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if _is_alone or not (dist.is_available() and dist.is_initialized()):
         return 0, 1
     return dist.get_rank(), dist.get_world_size()
 
@@ -89,7 +104,7 @@ def gather_rows(x: Tensor) -> Tensor:
 def _gather(x: Tensor) -> Tensor:
     _, size = world()
     out = x.new_empty(size * x.shape[0], *x.shape[1:])
-    dist.all_gather_into_tensor(out, x.detach().contiguous())
+    dist.all_gather_single(out, x.detach().contiguous())
     return out
 
 
@@ -103,9 +118,9 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         rank, size = world()
         total = grad.float() if grad.dtype in (torch.float16, torch.bfloat16) else grad.clone()
-        if dist.get_backend() == "nccl":
+        if total.is_cuda and "nccl" in dist.get_backend_config():
             own = total.new_empty(total.shape[0] // size, *total.shape[1:])
-            dist.reduce_scatter_tensor(own, total.contiguous())
+            dist.reduce_scatter_single(own, total.contiguous())
         else:
             dist.all_reduce(total)
             own = total.chunk(size)[rank]

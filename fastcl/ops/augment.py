@@ -111,6 +111,7 @@ def augment_apply(
         TypeError: for an argument of the wrong type or dtype.
         ValueError: for shapes that do not fit.
         RuntimeError: for a row that is not a number, or whose crop lies outside the image; it names image and column.
+            On CUDA, where the host does not look at the rows, the view of that image is NaN instead (uint8: 0).
     """
     name = "augment_apply"
     _check_images(name, images)

@@ -41,7 +41,7 @@ def augment_sample_ragged(
     Raises:
         TypeError: for a tensor of the wrong dtype.
         ValueError: for a shape or number out of range.
-        RuntimeError: for an image without pixels; names it.
+        RuntimeError: for an image without pixels; names it. On CUDA its row is one that fits no image.
     """
     _check_draw(recipe, index, epoch, view)
     if not isinstance(shapes, Tensor) or shapes.dtype != torch.int32:
@@ -89,7 +89,8 @@ def augment_views_ragged(
     Raises:
         TypeError: for an argument of the wrong type or dtype.
         ValueError: for shapes that do not fit.
-        RuntimeError: for an image that does not lie inside the data, and as :func:`augment_views` for rows.
+        RuntimeError: for an image that does not lie inside the data, and as :func:`augment_views` for rows; on CUDA the
+            view of such an image is NaN instead (uint8: 0).
     """
     name = "augment_views"
     if not isinstance(images, RaggedBatch):

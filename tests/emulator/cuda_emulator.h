@@ -32,6 +32,8 @@
 #define __constant__ static
 #define __shared__ use_FASTCL_SHARED_instead
 #define __launch_bounds__(...)
+#undef __grid_constant__
+#define __grid_constant__
 
 #define threadIdx (::fastcl::emulator::thread_index())
 #define blockIdx (::fastcl::emulator::block_index())

@@ -1,7 +1,8 @@
 """The PTX check: kernels as nvcc compiled them, in place of those that g++ compiled, on the same emulator.
 
 ``with replaced_kernels("samples", 80):`` runs every launch inside on the translation of nvcc's PTX for sm_80. For the
-ops' own tests the environment variable ``FASTCL_EMULATOR_PTX=80`` does so for the whole process.
+ops' own tests the environment variable ``FASTCL_EMULATOR_PTX=80`` does so for the whole process, and
+``FASTCL_EMULATOR_PTX=80:augment`` for the kernel files alone whose names begin with that.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from emulator import build, device
 from emulator.ptx_to_cpp import Translator
 
 
-def _sources(target: str) -> list[Path]:
+def _sources(target: str, only: str) -> list[Path]:
     if target == "samples":
         return [build.EMULATOR / "samples" / "samples.cu"]
-    return [path for path in build.op_sources() if path.suffix == ".cu"]
+    return [path for path in build.op_sources() if path.suffix == ".cu" and path.name.startswith(only)]
 
 
 def _read_by(source: Path) -> list[Path]:
@@ -55,11 +56,11 @@ def _normalized(ptx: str) -> str:
     return same_name(re.sub(r"//[^\n]*|^\.target.*$|^\.version.*$", "", ptx, flags=re.M))
 
 
-def translated(target: str, architecture: int) -> tuple[Path, list[str]]:
-    """The library of translated kernels, and their names."""
+def translated(target: str, architecture: int, only: str = "") -> tuple[Path, list[str]]:
+    """The library of translated kernels, of files whose names begin with `only`, and their names."""
     kernels: dict[str, str] = {}
     with build.one_at_a_time():
-        modules = [_normalized(_ptx(source, architecture)) for source in _sources(target)]
+        modules = [_normalized(_ptx(source, architecture)) for source in _sources(target, only)]
     digest = hashlib.sha256("".join(modules).encode())
     for name in ("ptx_to_cpp.py", "ptx_kernel.h", "cuda_emulator.h", "machine.h", "matrix.h", "build.py"):
         digest.update((build.EMULATOR / name).read_bytes())
@@ -90,14 +91,15 @@ def _addresses(library: Path) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def replaced_kernels(target: str, architecture: int) -> Iterator[int]:
-    """Launches of the kernels of ``"samples"`` or ``"ops"`` run what nvcc made of them; gives how many were replaced.
+def replaced_kernels(target: str, architecture: int, only: str = "") -> Iterator[int]:
+    """Launches of the kernels of ``"samples"`` or ``"ops"``, of files whose names begin with `only`, run what nvcc made
+    of them; gives how many were replaced.
 
     Raises:
         build.Unavailable: where there is no nvcc.
         ptx_to_cpp.Unsupported: where nvcc used what the translator does not know.
     """
-    path, names = translated(target, architecture)
+    path, names = translated(target, architecture, only)
     kernels, runtime = ctypes.CDLL(str(path)), device.runtime()
     compiled = _addresses(device.library(target))
     replaced = []
