@@ -16,7 +16,9 @@ from fastcl.ops import registry
 # The tests run side by side, a process for each core; those about threads set their own number.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
-_ROWS = {"ragged": "augment"}  # tests of ops in another one's row of files
+_ROWS = dict.fromkeys(
+    ("augment_draws", "augment_torchvision", "ragged"), "augment"
+)  # tests of ops in another one's row of files
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

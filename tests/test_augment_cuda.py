@@ -1,6 +1,6 @@
 """Every code path of the augmentation's CUDA kernel, on the emulator: planes in shared memory and in scratch memory,
 resizes and blurs in tiles and without, more images than blocks, more channels than one launch has room for. What the
-ops promise is tested by test_augment.py and test_ragged.py, there on the default paths.
+ops promise is tested by test_augment*.py and test_ragged.py, there on the default paths.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from augment_helpers import EVERYTHING, SMOOTH, STEPS, check_refused, error, noise, recipe, row
 from conftest import add_emulated
 from emulator import device
-from test_augment import EVERYTHING, SMOOTH, STEPS, check_refused, error, noise, recipe, row
 from torch import Tensor
 
 import fastcl

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_augment import check_refused
+from augment_helpers import check_refused
 from torch import Tensor
 
 import fastcl

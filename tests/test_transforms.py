@@ -462,7 +462,7 @@ def test_what_leaves_nothing_to_chance_is_torchvision_s(backend, name, arguments
     image = noise(1, size=size)[0] / 255
     want = getattr(v2, name)(*arguments, **named)(image)
     got = getattr(T, name)(*arguments, **named)(image)
-    # As in test_augment.py: positions of a warp to 1e-4 pixels and so values, the rest to a few roundings.
+    # As in test_augment_torchvision.py: positions of a warp to 1e-4 pixels and so values, the rest to a few roundings.
     torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
 
 

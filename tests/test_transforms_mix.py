@@ -29,12 +29,12 @@ def compose(transform: T.Transform) -> T.Compose:
 def test_mixup_is_torchvision_s(backend, v2, share, one_hot):
     images, labels = noise(5) / 255, torch.tensor([0, 2, 1, 2, 0])
     labels = torch.nn.functional.one_hot(labels, 4).float() if one_hot else labels
-    mixup = T.MixUp(num_classes=4)
-    params = compose(mixup).sample(5, SIZE)
+    mixup, pixels = T.MixUp(num_classes=4), compose(T.MixUp())
+    params = pixels.sample(5, SIZE)
     params[:, -1] = share
     given = {"labels": labels, "batch_size": 5, "lam": share}
     peer = v2.MixUp(num_classes=4)
-    got = compose(mixup).apply(images, params)
+    got = pixels.apply(images, params)
     torch.testing.assert_close(got, peer.transform(images, given), rtol=0, atol=2e-7)  # a product and a sum each
     torch.testing.assert_close(mixup.mix_labels(labels, params, SIZE), peer.transform(labels, given))
 
@@ -43,13 +43,13 @@ def test_mixup_is_torchvision_s(backend, v2, share, one_hot):
 def test_cutmix_is_torchvision_s(backend, v2, box):
     images, labels = noise(5), torch.tensor([0, 2, 1, 2, 0])
     left, top, right, bottom = box
-    cutmix = T.CutMix(num_classes=3)
-    params = compose(cutmix).sample(5, SIZE)
+    cutmix, pixels = T.CutMix(num_classes=3), compose(T.CutMix())
+    params = pixels.sample(5, SIZE)
     params[:, -4:] = torch.tensor([top, left, bottom, right])
     share = 1 - (right - left) * (bottom - top) / (20 * 24)
     given = {"labels": labels, "batch_size": 5, "box": box, "lam_adjusted": share}
     peer = v2.CutMix(num_classes=3)
-    assert torch.equal(compose(cutmix).apply(images, params), peer.transform(images, given))
+    assert torch.equal(pixels.apply(images, params), peer.transform(images, given))
     torch.testing.assert_close(cutmix.mix_labels(labels, params, SIZE), peer.transform(labels, given))
 
 
@@ -113,6 +113,13 @@ def test_called_with_labels_or_without(backend, kind):
     assert not torch.equal(t(images, index), T.Compose([t.transforms[0], t.transforms[2]], seed=3)(images, index))
 
 
+def test_a_batch_of_one_is_its_own_neighbour(backend):
+    """As the last batch of an epoch may be."""
+    image = noise(1)
+    for kind in (T.MixUp, T.CutMix):
+        assert torch.equal(kind()(image), image)
+
+
 def test_one_of_two_mixes_for_each_image(backend):
     """torchvision's examples choose between the two for each batch."""
     n = 400
@@ -137,7 +144,11 @@ BAD = {
     "no_classes": (lambda: T.MixUp()(noise(3), torch.arange(3)), "num_classes must be given"),
     "other_classes": (lambda: T.MixUp(num_classes=2)(noise(3), torch.ones(3, 4)), "must have num_classes = 2, got 4"),
     "labels": (lambda: T.CutMix(num_classes=3)(noise(3), torch.arange(2)), r"labels must be \[3\] or \[3, classes\]"),
-    "single": (lambda: T.MixUp()(noise(1)[0]), "MixUp: images must be a batch of at least 2, got 1"),
+    "labels_in_a_container": (
+        lambda: T.RandomChoice([T.CutMix(num_classes=3), T.MixUp(num_classes=3)])(noise(3), torch.arange(3)),
+        "CutMix: num_classes is for labels, which CutMix mixes only where it is called itself",
+    ),
+    "single": (lambda: T.MixUp()(noise(1)[0]), r"MixUp: images must be a batch \[B, C, H, W\], got one image"),
 }
 
 

@@ -45,8 +45,9 @@ MUTATIONS = [
 
 
 # The tests that a bug is planted for, by the folder that it is in.
+AUGMENT = ("augment_cuda", "augment", "augment_torchvision", "augment_draws", "ragged")
 LOSSES = "tests/test_ntxent.py tests/test_similarity_lse.py"
-TESTS = {"augment": "tests/test_augment_cuda.py tests/test_augment.py tests/test_ragged.py"}
+TESTS = {"augment": " ".join(f"tests/test_{name}.py" for name in AUGMENT)}
 
 
 @dataclass

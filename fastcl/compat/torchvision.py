@@ -143,6 +143,7 @@ class _Reader:
         if name == "RandomErasing" and given["value"] is None:  # v2's way to say noise
             given["value"] = "random"
         if name in ("MixUp", "CutMix"):
+            given.pop("num_classes")
             self.differences.append(f"{name}: a draw for each image, not for the batch; no labels")
         transform: T.Transform = kind(**given)
         return transform

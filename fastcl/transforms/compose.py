@@ -276,10 +276,12 @@ class OwnDraws(Transform):
     Attributes:
         columns: names of further columns of the table, and what changes nothing.
         blocks: how many blocks of four numbers it draws from.
+        needs_batch: whether an image alone is refused.
     """
 
     columns: Mapping[str, float] = MappingProxyType({})
     blocks: int = 1
+    needs_batch: bool = False
 
     def draw(self, u: Tensor, table: Tensor, size: Size) -> Tensor:
         """Draws for every image.
@@ -529,7 +531,10 @@ class Compose:
             size = plan.output_size(size_of(value))
             outside_fill = how.pop("outside_fill", None)
             if plan.outside and isinstance(value, Tensor):
-                _check_images(type(plan.outside.transform).__name__, value)
+                name = type(plan.outside.transform).__name__
+                _check_images(name, value)
+                if single and plan.outside.transform.needs_batch:
+                    raise ValueError(f"{name}: images must be a batch [B, C, H, W], got one image")
                 value = value / 255 if value.dtype == torch.uint8 else value
                 value = plan.outside.transform.outside(value, table[:, len(PARAM_NAMES) :], outside_fill)
                 table = table[:, : len(PARAM_NAMES)].contiguous()

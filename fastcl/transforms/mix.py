@@ -17,6 +17,7 @@ _GAMMA_DRAWS = 3 * _TRIES + 1
 
 
 class _Mix(OwnDraws):
+    needs_batch = True
     blocks = -(-(1 + 2 * _GAMMA_DRAWS + 2) // 4)
 
     def __init__(self, *, alpha: float = 1.0, num_classes: int | None = None, labels_getter: Any = "default") -> None:
@@ -48,7 +49,7 @@ class _Mix(OwnDraws):
             ValueError: for labels that do not fit.
         """
         if self._alone is None:
-            self._alone = Compose([self])
+            self._alone = Compose([type(self)(alpha=self.alpha)])
         batch, _ = as_batch(images)
         numbers, seed = self._alone._numbers(len(batch), index, batch.device)
         params = self._alone._sample(numbers, size_of(batch), seed, epoch, view)
@@ -57,6 +58,9 @@ class _Mix(OwnDraws):
 
     def add_to(self, plan: Pass, p: float = 1.0) -> bool:
         """See :meth:`Transform.add_to`."""
+        if self.num_classes is not None:
+            owner = type(self).__name__
+            raise ValueError(f"{owner}: num_classes is for labels, which {owner} mixes only where it is called itself")
         return plan.take_outside(self, p)
 
     def share(self, params: Tensor, size: Size) -> Tensor:
@@ -99,8 +103,6 @@ class _Mix(OwnDraws):
 
     def outside(self, images: Tensor, params: Tensor, fill: list[float] | None) -> Tensor:
         """See :meth:`OwnDraws.outside`."""
-        if len(images) == 1:
-            raise ValueError(f"{type(self).__name__}: images must be a batch of at least 2, got 1")
         return self._mixed(images, images.roll(1, 0), params)
 
     def _mixed(self, images: Tensor, others: Tensor, params: Tensor) -> Tensor:
@@ -127,7 +129,8 @@ class MixUp(_Mix):
     """Blends each image with the one before it in the batch, the first with the last (Zhang et al. 2018).
 
     As torchvision's, but every image draws its own weight from Beta(alpha, alpha). What an image is blended with
-    depends on the batch. In a :class:`Compose` no labels are mixed; called by itself, those that are given.
+    depends on the batch. Labels are mixed where it is called by itself, not in a
+    :class:`Compose` or another container, which take no `num_classes`.
 
     Args:
         alpha: of the Beta distribution.
@@ -155,8 +158,9 @@ class CutMix(_Mix):
     """Puts a box of the image before it in the batch into each image, of the last into the first (Yun et al. 2019).
 
     As torchvision's, but every image draws its own box: its area is what a draw from Beta(alpha, alpha) leaves of the
-    image's, where it does not reach over the border. What an image gets depends on the batch. In a :class:`Compose` no
-    labels are mixed; called by itself, those that are given, by the box's area.
+    image's, where it does not reach over the border. What an image gets depends on the batch. Labels are
+    mixed by the box's area where it is called by itself, not in a :class:`Compose` or another container, which take no
+    `num_classes`.
 
     Args:
         alpha: of the Beta distribution.
