@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 EMULATOR := $(shell find tests/emulator -path '*/_build' -prune -o \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \) -print)
 
-.PHONY: help demo test fuzz test-cuda test-ptx test-sanitized test-elastic bench bench-augment bench-cuda cuda-report lint format docs info clean
+.PHONY: help demo test fuzz soak test-cuda test-ptx test-sanitized test-elastic bench bench-augment bench-cuda cuda-report lint format docs info clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -48,6 +48,11 @@ FUZZ_TABLES ?= 1000000
 fuzz: $(VENV)/.test  ## the augmentation kernels on a million random tables under sanitizers
 	FASTCL_FUZZ_TABLES=$(FUZZ_TABLES) $(BIN)/python -m pytest -q -n auto tests/test_fuzz_augment.py
 
+MINUTES ?= 60
+
+soak: $(VENV)/.fastcl  ## an hour of training (MINUTES=60); fails where memory grows
+	OMP_NUM_THREADS=1 $(BIN)/python tools/soak.py --minutes $(MINUTES)
+
 test-elastic: $(VENV)/.test  ## one of two processes of a run is killed ten times; a few minutes
 	FASTCL_KILLS=10 $(BIN)/python -m pytest -q -s tests/test_run_distributed.py -k killed
 
@@ -58,7 +63,8 @@ bench-augment: $(VENV)/.test  ## augmentation beside its peers, as ratios; then 
 	$(BIN)/python bench/bench_augment.py --plot docs/augment.svg
 	$(BIN)/python bench/simclr_epoch.py
 
-CUDA_BENCHES := bench/bench_ntxent.py bench/bench_similarity_lse.py bench/bench_losses.py bench/bench_augment.py
+CUDA_BENCHES := bench/bench_ntxent.py bench/bench_similarity_lse.py bench/bench_losses.py bench/bench_augment.py \
+  bench/bench_int8_linear.py bench/bench_int8_conv2d.py
 
 bench-cuda: $(VENV)/.test  ## the benchmarks on this machine's GPU; needs CUDA_HOME
 	FASTCL_BUILD=cuda PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --editable '.[run,test]'
@@ -74,13 +80,15 @@ $(VENV)/.cuda: $(VENV)/.torch $(VENV)/.test
 cuda-report: $(VENV)/.cuda  ## compile the CUDA kernels for every architecture; what ptxas made of them, within limits
 	$(BIN)/python tools/cuda_report.py
 
-# The same cases with what nvcc emits in the kernels' place. sm_75 has no tensor cores that the kernels use; the PTX of
+# The same cases with what nvcc emits in the kernels' place. The losses use no tensor cores of sm_75; the PTX of
 # sm_90 is compiled anew only where it differs from that of sm_80. The augmentation has one code path.
 test-ptx: $(VENV)/.cuda $(VENV)/.test  ## the CUDA kernels' tests with the PTX that nvcc emits, on the emulator
 	FASTCL_EMULATOR_PTX=75:contrast $(BIN)/python -m pytest -q -n auto tests/test_contrast_cuda.py -k simt
 	FASTCL_EMULATOR_PTX=80:contrast $(BIN)/python -m pytest -q -n auto tests/test_contrast_cuda.py -k 'not simt'
 	FASTCL_EMULATOR_PTX=90:contrast $(BIN)/python -m pytest -q -n auto tests/test_contrast_cuda.py -k ntxent
 	FASTCL_EMULATOR_PTX=80:augment $(BIN)/python -m pytest -q tests/test_augment_cuda.py
+	FASTCL_EMULATOR_PTX=75:int8_linear $(BIN)/python -m pytest -q -n auto tests/test_int8_cuda.py -k sm_75
+	FASTCL_EMULATOR_PTX=80:int8_linear $(BIN)/python -m pytest -q -n auto tests/test_int8_cuda.py -k sm_80
 
 # libstdc++ comes first as well: ASan replaces its throw, and Python alone would not have loaded it yet.
 test-sanitized: $(VENV)/.test  ## every CUDA kernel on the emulator under TSan, and under ASan and UBSan
@@ -88,7 +96,7 @@ test-sanitized: $(VENV)/.test  ## every CUDA kernel on the emulator under TSan, 
 	  FASTCL_EMULATOR_SANITIZER=$${sanitizer%:*} \
 	    LD_PRELOAD="$$(g++ -print-file-name=$${sanitizer#*:}) $$(g++ -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=halt_on_error=1:report_signal_unsafe=0:exitcode=66 \
-	    $(BIN)/python -m pytest -q -p no:cacheprovider tests/test_contrast_cuda.py tests/test_augment_cuda.py \
+	    $(BIN)/python -m pytest -q -p no:cacheprovider tests/test_contrast_cuda.py tests/test_augment_cuda.py tests/test_int8_cuda.py \
 	    -k 'same_bits or impossible' || exit 1; \
 	done
 

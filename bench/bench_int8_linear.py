@@ -29,8 +29,14 @@ SHAPES = [
 ]
 
 
+def on_the_cpu_alone(name: str) -> None:
+    if torch.get_default_device().type != "cpu":
+        pytest.skip(f"{name} runs on the CPU alone")
+
+
 def quantize_dynamic(engine: str) -> Callable[..., Callable[[Tensor], Tensor]]:
     def make(linear: nn.Linear, peer: Callable[[str], Any]) -> Callable[[Tensor], Tensor]:
+        on_the_cpu_alone("quantize_dynamic")
         quantization = peer("torch.ao.quantization")
         if engine not in torch.backends.quantized.supported_engines:
             pytest.skip(f"peer absent: this torch has no quantized engine {engine}")
@@ -64,7 +70,7 @@ def torchao(compiled: bool = False, frozen: bool = False) -> Callable[..., Calla
 def bitsandbytes(linear: nn.Linear, peer: Callable[[str], Any]) -> Callable[[Tensor], Tensor]:
     layer = peer("bitsandbytes").nn.Linear8bitLt(linear.in_features, linear.out_features, has_fp16_weights=False)
     layer.load_state_dict(linear.state_dict())
-    return layer.to("cpu").eval()  # type: ignore[no-any-return]
+    return layer.to(linear.weight.device).eval()  # type: ignore[no-any-return]
 
 
 def int_mm(linear: nn.Linear, peer: Callable[[str], Any]) -> Callable[[Tensor], Tensor]:
@@ -73,6 +79,8 @@ def int_mm(linear: nn.Linear, peer: Callable[[str], Any]) -> Callable[[Tensor], 
     kept: dict[int, Tensor] = {}
 
     def run(x: Tensor) -> Tensor:
+        if x.is_cuda and len(x) <= 16:
+            pytest.skip("int_mm takes more than 16 rows on CUDA")
         rows = kept.setdefault(len(x), torch.randint(-127, 128, x.shape, dtype=torch.int8))
         return torch._int_mm(rows, weight)
 
@@ -81,6 +89,7 @@ def int_mm(linear: nn.Linear, peer: Callable[[str], Any]) -> Callable[[Tensor], 
 
 def onnxruntime(int8: bool) -> Callable[..., Callable[[Tensor], Any]]:
     def make(linear: nn.Linear, peer: Callable[[str], Any]) -> Callable[[Tensor], Any]:
+        on_the_cpu_alone("onnxruntime")
         onnx, runtime = peer("onnx"), peer("onnxruntime")
         node = onnx.helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1)
         kinds = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in "xy"]
@@ -138,6 +147,7 @@ def bench_linear(side_by_side, peer, name, shape):
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 def bench_share_of_the_vnni_ceiling(benchmark, shape, tmp_path):
     """extra_info: 10^9 operations per second of the whole layer, of vpdpbusd alone times the threads, their ratio."""
+    on_the_cpu_alone("vpdpbusd")
     compiler, source = shutil.which("g++"), Path(__file__).with_name("vnni_peak.cpp")
     if compiler is None or "avx512_vnni" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("needs g++ and a processor with AVX-512 VNNI")

@@ -6,7 +6,7 @@ Both are named tensors and a description in one safetensors file, written atomic
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,10 @@ __all__ = [
     "encoder_origin",
     "load_checkpoint",
     "load_encoder",
+    "newest_checkpoint",
     "pack_encoder",
+    "previous_of",
+    "remove_checkpoint",
     "save_checkpoint",
     "save_encoder",
 ]
@@ -32,7 +35,7 @@ _ENCODER = "fastcl-encoder-1"
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Replaces the checkpoint at `path` by a new one, in one step.
+    """Writes the checkpoint at `path`; the one that was there becomes :func:`previous_of` it.
 
     Args:
         path: the file.
@@ -40,7 +43,44 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], description: Mapp
         description: what can be written as JSON; floats come back with the same bits.
     """
     kept = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-    write_atomically(path, pack_tensors(kept, {"format": _CHECKPOINT, "sha256": _digest(kept), **description}))
+    content = pack_tensors(kept, {"format": _CHECKPOINT, "sha256": _digest(kept), **description})
+    write_atomically(path, content, previous_of(path))
+
+
+def previous_of(path: Path) -> Path:
+    """Where the checkpoint before that at `path` is kept."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def newest_checkpoint(path: Path, tell: Callable[[str], None]) -> Path | None:
+    """The checkpoint at `path`, or where that is damaged or missing the one before it; None where there is neither.
+
+    Args:
+        path: as given to :func:`save_checkpoint`.
+        tell: is told of one that is damaged.
+
+    Raises:
+        CheckpointError: where none that is there can be read.
+    """
+    found = [candidate for candidate in (path, previous_of(path)) if candidate.exists()]
+    for candidate in found:
+        try:
+            load_checkpoint(candidate)
+        except CheckpointError as error:
+            tell(f"{error}; looking for the checkpoint before")
+        else:
+            return candidate
+    if found:
+        raise CheckpointError(
+            f"{path}: damaged, and there is no earlier checkpoint to go on from; start anew with --overwrite"
+        )
+    return None
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Removes the checkpoint at `path` and the one before it."""
+    path.unlink(missing_ok=True)
+    previous_of(path).unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -54,7 +94,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     tensors, header = read_tensors(path, _CHECKPOINT)
     if header.get("sha256") != _digest(tensors):
-        raise CheckpointError(f"{path}: damaged: its checksum does not match its content; start anew with --overwrite")
+        raise CheckpointError(f"{path}: damaged: its checksum does not match its content")
     return tensors, header
 
 

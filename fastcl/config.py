@@ -23,7 +23,8 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: str = "digits"
-    """digits, mnist, fashion-mnist, a folder of images, text, text:PATH, secure:PATH, or secure-text:PATH."""
+    """digits, mnist, fashion-mnist, a folder of images, shards/{000000..000009}.tar, text, text:PATH, secure:PATH (of
+    shards, too), or secure-text:PATH."""
     data_dir: str | None = None
     """The folder of the IDX files of mnist and fashion-mnist."""
     download: bool = False
@@ -74,6 +75,8 @@ class RunConfig(BaseModel):
     """Where pretraining runs; a GPU for each process. All else runs on the CPU."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """Threads of PyTorch and BLAS in each process; all cores if not given, with torchrun one."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that read and decode shards; how many does not change what comes out."""
     checkpoint_steps: Annotated[int, Field(ge=1)] | None = None
     """Optimiser steps between checkpoints; an epoch if not given."""
     recipe: Recipe | TextRecipe = Field(default_factory=Recipe)
@@ -148,5 +151,5 @@ def changes(before: RunConfig, after: RunConfig) -> list[str]:
     return [
         f"{key}: {old.get(key)!r} before, {new[key]!r} now"
         for key in new
-        if old.get(key) != new[key] and not key.startswith("key_")
+        if old.get(key) != new[key] and not key.startswith("key_") and key != "workers"
     ]

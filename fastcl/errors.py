@@ -15,6 +15,7 @@ __all__ = [
     "MissingExtraError",
     "RunError",
     "UserError",
+    "WorkerError",
     "extra",
     "require_run_extra",
     "run_extra",
@@ -53,7 +54,19 @@ class RunError(UserError):
 
 
 class DivergedError(UserError):
-    """The loss became NaN or infinite."""
+    """The loss or a weight became NaN or infinite.
+
+    Attributes:
+        step: at which.
+    """
+
+    def __init__(self, message: str, step: int = 0) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class WorkerError(UserError):
+    """A process that reads data for the training has died."""
 
 
 class MissingExtraError(UserError):

@@ -133,6 +133,7 @@ def evaluate(
         probe_c: inverse regularisation of the linear probe.
         probe: to judge by, fitted to other embeddings of the same space; by default one fitted to these.
     """
+    images = images.judged
     parts = images.train_images, images.test_images
     if encoder is not None:
         train, test = map(encoder.embed, parts)

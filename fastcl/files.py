@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from fastcl.errors import CheckpointError, run_extra
+from fastcl.errors import CheckpointError, RunError, run_extra
 
-__all__ = ["TEMPORARY", "pack_tensors", "read_tensors", "write_atomically"]
+__all__ = ["TEMPORARY", "locked", "pack_tensors", "read_tensors", "write_atomically"]
 
 TEMPORARY = ".tmp-fastcl-"  # what the names of files in the making begin with
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
+def write_atomically(path: Path, data: bytes | str, previous: Path | None = None) -> None:
     """Writes a file so that a reader, also after a crash, finds the old content or the new, never a part of it.
+
+    Args:
+        path: of the file.
+        data: its new content.
+        previous: where the old content goes; on a file system without hard links, a crash may leave it there alone.
 
     Raises:
         OSError: where the folder cannot be written to; the old content then stands.
@@ -33,6 +39,8 @@ def write_atomically(path: Path, data: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
+        if previous is not None and path.exists():
+            _keep(path, previous, Path(f"{temporary}.old"))
         Path(temporary).replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -44,6 +52,52 @@ def write_atomically(path: Path, data: bytes | str) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _keep(path: Path, previous: Path, between: Path) -> None:
+    """Gives a file a second name, replacing what has it; `between` is a free third one."""
+    try:
+        between.hardlink_to(path)
+        between.replace(previous)
+    except OSError:  # no hard links here: then there is a moment without the first name
+        path.replace(previous)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a folder; the system lets go of it when this process ends, however it ends.
+
+    Raises:
+        RunError: where another process has it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(
+                f"{folder}: another process of fastcl is at work there; wait until it ends, or choose another --out"
+            ) from error
+        except OSError:  # a file system without locks: then it is up to the user
+            pass
+        _locks.add(descriptor)
+        yield
+    finally:
+        _locks.discard(descriptor)
+        os.close(descriptor)
+
+
+_locks: set[int] = set()
+
+
+def _let_go() -> None:
+    """A forked worker that outlives its parent for a moment must not hold the parent's locks."""
+    for descriptor in _locks:
+        os.close(descriptor)
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def pack_tensors(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastcl import distributed
 from fastcl.checkpoint import load_checkpoint, save_checkpoint
 from fastcl.config import RunConfig
-from fastcl.data import Loader
+from fastcl.data import Loader, ShardImages
 from fastcl.data.text import TextViews
 from fastcl.encoder import Encoder, EncoderConfig, TextEncoder, TextEncoderConfig
 from fastcl.errors import CheckpointError, ConfigError, DivergedError
@@ -26,7 +26,12 @@ __all__ = ["Pretraining", "image_statistics", "projection_head"]
 
 
 def image_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of uint8 images [N, C, H, W], on the scale 0 to 1."""
+    """Mean and standard deviation of each channel of uint8 images [N, C, H, W], on the scale 0 to 1.
+
+    Of shards, 10,000 images are taken for all of them.
+    """
+    if isinstance(images, ShardImages) and len(images) > 10_000:
+        images = images.select(torch.linspace(0, len(images) - 1, 10_000).long())
     # From the counts of the 256 values: exact, and without a copy in floating point.
     values = torch.arange(256, dtype=torch.float64) / 255
     counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
@@ -100,6 +105,7 @@ class Pretraining:
         self._loader = Loader(
             images, views, config.batch_size, True, drop_last=True, seed=config.seed, device=config.device,
             prefetch=int(config.device != "cpu"), rank=rank, world_size=size,
+            num_workers=config.workers,
         )  # fmt: skip
         self.encoder.to(memory_format=torch.channels_last)
         self._loss = NTXentLoss(
@@ -115,6 +121,7 @@ class Pretraining:
         self.step = 0
         self.losses: list[float] = []
         self.seconds = 0.0
+        self._saved = 0  # the step of the last checkpoint
 
     @property
     def epoch(self) -> int:
@@ -157,7 +164,7 @@ class Pretraining:
             Whether it came to the end.
 
         Raises:
-            DivergedError: for a loss that is NaN or infinite; the last checkpoint stands.
+            DivergedError: for a loss or weights that are NaN or infinite; the last checkpoint stands.
         """
         every = self._config.checkpoint_steps or self.steps_per_epoch
         self._model.train()
@@ -168,20 +175,30 @@ class Pretraining:
             started = time.perf_counter()
             loss = distributed.mean_of_all(self._train_step(next(batches)))
             if not math.isfinite(loss):
-                raise DivergedError(
-                    f"the loss became {loss} at step {self.step + 1} of {self.steps} (epoch {self.epoch + 1}): "
-                    "training has diverged; try a smaller --lr or a larger --temperature"
-                )
+                raise self._diverged(f"the loss became {loss}", self.step + 1)
             self.step += 1
             self.losses.append(loss)
             self.seconds += time.perf_counter() - started
             stop = distributed.mean_of_all(should_stop()) > 0
             if stop or self.step % every == 0 or self.step == self.steps:
+                if not all(tensor.isfinite().all() for tensor in self._model.state_dict().values()):
+                    raise self._diverged("a weight became NaN or infinite", self.step)
                 distributed.on_first(lambda: self.save(checkpoint, description))
             on_step(self)
             if stop and self.step < self.steps:
                 return False
         return True
+
+    def _diverged(self, what: str, step: int) -> DivergedError:
+        lr, config = self._optimizer.param_groups[0]["lr"], self._config
+        kept = f"the checkpoint of step {self._saved} stands" if self._saved else "no checkpoint was written yet"
+        return DivergedError(
+            f"{what} at step {step} of {self.steps} (epoch {(step - 1) // self.steps_per_epoch + 1}, learning rate "
+            f"{lr:.3g}): training has diverged; {kept}, but the same settings come to the same end. Start anew with "
+            f"--overwrite and a smaller --lr (now {config.lr:g}, try {config.lr / 3:.2g}), a larger --temperature (now "
+            f"{config.temperature:g}) or more --warmup-epochs (now {config.warmup_epochs:g})",
+            step,
+        )
 
     def _train_step(self, views: list[Tensor]) -> float:
         for group in self._optimizer.param_groups:
@@ -205,6 +222,7 @@ class Pretraining:
             tensors |= {f"optimizer.{row}.{name}": tensor for name, tensor in state.items()}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         save_checkpoint(path, tensors, {**description, "step": self.step, "seconds": self.seconds})
+        self._saved = self.step
 
     def restore(self, path: Path) -> dict[str, Any]:
         """Goes to where a checkpoint stands; returns its description.
@@ -232,7 +250,7 @@ class Pretraining:
                         state[number][key] = torch.empty_like(parameter).copy_(tensor)
             self._optimizer.load_state_dict({"state": state, "param_groups": groups})
             self.step, self.seconds = int(description["step"]), float(description["seconds"])
-            self.losses = tensors["losses"].tolist()
+            self.losses, self._saved = tensors["losses"].tolist(), self.step
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{path}: the checkpoint is of another model: {error}") from error
         return description

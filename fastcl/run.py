@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import errno
 import json
 import shutil
 import signal
@@ -19,7 +20,7 @@ import torch
 
 import fastcl
 from fastcl import data, distributed
-from fastcl.checkpoint import load_checkpoint, load_encoder, save_encoder
+from fastcl.checkpoint import load_checkpoint, load_encoder, newest_checkpoint, remove_checkpoint, save_encoder
 from fastcl.compress import to_int8
 from fastcl.compress.ladder import LADDER_BATCHES, Ladder, LadderConfig, climb
 from fastcl.config import RunConfig, changes, make_config, read_toml, to_toml
@@ -27,7 +28,7 @@ from fastcl.data.secure import key_from_env, key_from_file
 from fastcl.encoder import Encoder
 from fastcl.errors import ConfigError, DivergedError, RunError, run_extra
 from fastcl.evaluate import Evaluation, evaluate, latency_ms
-from fastcl.files import TEMPORARY, write_atomically
+from fastcl.files import TEMPORARY, locked, write_atomically
 from fastcl.generate import GeneratedDataset
 from fastcl.generate import job as generation
 from fastcl.pretrain import Pretraining
@@ -42,7 +43,9 @@ __all__ = [
     "LADDER_FOLDER",
     "TIMINGS",
     "Interrupted",
+    "Terminated",
     "compress",
+    "holds",
     "load_run",
     "run",
     "settings_of",
@@ -51,6 +54,7 @@ __all__ = [
 FILES = {
     "config": "config.toml",
     "checkpoint": "checkpoint.safetensors",
+    "previous_checkpoint": "checkpoint.previous.safetensors",  # in case the last one is damaged
     "encoder": "encoder.safetensors",
     "int8_encoder": "encoder_int8.safetensors",
     "report": "report.html",
@@ -86,10 +90,25 @@ class Interrupted(Exception):
         self.exit_code = 128 + signal_number
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came where there is no step to wait for; what is on disk stands, as after Ctrl-C."""
+
+    exit_code = 128 + signal.SIGTERM
+
+
 def settings_of(out: Path) -> dict[str, Any] | None:
     """The settings of the run in `out`, or None where there is none."""
     path = out / FILES["config"]
     return read_toml(path) if path.exists() else None
+
+
+def holds(out: Path, config: RunConfig) -> bool:
+    """Whether the run in `out`, finished or not, has these settings."""
+    stored = settings_of(out)
+    if stored is None:
+        return False
+    before = make_config(stored)
+    return not changes(before, config.model_copy(update={"threads": config.threads or before.threads}))
 
 
 def run(
@@ -122,7 +141,9 @@ def run(
     config = config.model_copy(update={"threads": config.threads or torch.get_num_threads()})
     if distributed.restarted():  # with the command line of the first time
         resume, overwrite = True, overwrite and not _is_unfinished(config, out)
-    with distributed.joined(config.device), _threads(config.threads or 1):
+    with distributed.joined(config.device), _threads(config.threads or 1), contextlib.ExitStack() as stack:
+        distributed.on_first(lambda: stack.enter_context(_exclusive(out)))
+        stack.enter_context(_termination_raises())
         config = distributed.on_first(lambda: config)  # whose --resume may have read a stored one
         if not distributed.is_first():
             reporter = Reporter()
@@ -132,7 +153,48 @@ def run(
                 return distributed.on_first(lambda: _read_metrics(out))
             return _run(config, out, overwrite, command, reporter)
         except OSError as error:
-            raise RunError(f"the run in {out} stopped: {error}; --resume goes on with it") from error
+            raise RunError(f"the run in {out} stopped: {error}; {_advice(error)}--resume goes on with it") from error
+
+
+def _read_metrics(out: Path) -> dict[str, Any]:
+    path = out / FILES["metrics"]
+    try:
+        metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: expected the metrics of a finished run: {error}; --overwrite runs it anew") from error
+    return metrics
+
+
+@contextlib.contextmanager
+def _exclusive(out: Path) -> Iterator[None]:
+    """Makes the folder, and keeps other runs out of it."""
+    with contextlib.ExitStack() as stack:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(out))
+        except OSError as error:
+            raise _not_writable(out, error) from error
+        yield
+
+
+_ADVICE = {
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room within your quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: "make the file system writable",
+    errno.EACCES: "make the folder writable for you",
+    errno.EPERM: "make the folder writable for you",
+}
+
+
+def _advice(error: OSError) -> str:
+    """What to do first."""
+    advice = _ADVICE.get(error.errno or 0)
+    return f"{advice}, then " if advice else ""
+
+
+def _not_writable(out: Path, error: OSError) -> RunError:
+    return RunError(f"{out}: expected a folder that can be written to: {error}; choose another --out, or mend this one")
 
 
 def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: Reporter) -> dict[str, Any]:
@@ -146,11 +208,14 @@ def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: 
             f"data: {config.data} holds {images.kind}; encrypted images are secure:PATH, texts are secure-text:PATH"
         )
     reporter.note(_describe(images))
+    _tell_skipped(images, reporter)
     _check_generate(config, images)
     training = Pretraining(images.train_images, config)  # all that pretraining ever sees
     distributed.on_first(lambda: _begin(config, out, overwrite))
     environment = {"fastcl": fastcl.__version__, "torch": torch.__version__, "backends": fastcl.backends()}
-    description = {"data": fingerprint, **environment, "processes": distributed.world()[1]}
+    description = {
+        "data": fingerprint, "skipped": len(images.skipped), **environment, "processes": distributed.world()[1]
+    }  # fmt: skip
     generated = None
     if config.generate:
         generated = distributed.on_first(lambda: _generate(config, out, images, description, reporter))
@@ -204,6 +269,7 @@ def _finish(
         "embedding_dim": encoder.dim,
         "train_images": len(images.train),
         "test_images": len(images.test),
+        "skipped_images": len(images.skipped),
         "steps": training.steps,
         "seed": config.seed,
         "threads": config.threads,
@@ -227,7 +293,7 @@ def _finish(
         metrics |= generated.metrics
     reporter.stage("report")
     evidence = Evidence(
-        data=images,
+        data=images.judged,
         config=config,
         transform=training.transform,
         losses=training.losses,
@@ -242,7 +308,7 @@ def _finish(
     )
     write_report(out / FILES["report"], evidence)
     write_atomically(out / FILES["metrics"], json.dumps(metrics, indent=2) + "\n")
-    (out / FILES["checkpoint"]).unlink(missing_ok=True)
+    remove_checkpoint(out / FILES["checkpoint"])
     return metrics
 
 
@@ -284,7 +350,7 @@ def compress(out: Path, config: LadderConfig, *, reporter: Reporter | None = Non
     run_config, images = load_run(out)
     if images.kind != "images":
         raise RunError(f"{out} holds a run on {images.kind}; smaller encoders are made for images alone")
-    with _threads(run_config.threads or torch.get_num_threads()):
+    with _exclusive(out), _termination_raises(), _threads(run_config.threads or torch.get_num_threads()):
         try:
             encoder, _ = load_encoder(out / FILES["encoder"])
             for folder in (out, out / LADDER_FOLDER):
@@ -298,7 +364,8 @@ def compress(out: Path, config: LadderConfig, *, reporter: Reporter | None = Non
             if not replace_frontier(out / FILES["report"], ladder, run_config):
                 reporter.note(f"{out / FILES['report']} is none that the result fits into; it is in compression.json")
         except OSError as error:
-            raise RunError(f"compressing the run in {out} stopped: {error}; the same command goes on") from error
+            message = f"compressing the run in {out} stopped: {error}; {_advice(error)}the same command goes on"
+            raise RunError(message) from error
     return ladder
 
 
@@ -368,11 +435,22 @@ def _describe(images: data.Dataset) -> str:
     )
 
 
+def _tell_skipped(images: data.Dataset, reporter: Reporter) -> None:
+    if images.skipped:
+        first = "; ".join(f"{name}: {why}" for name, why in list(images.skipped.items())[:3])
+        more = f"; and {len(images.skipped) - 3} more, in the report" if len(images.skipped) > 3 else ""
+        reporter.note(f"skipped {len(images.skipped):,} that cannot be read: {first}{more}")
+
+
 def _check_generate(config: RunConfig, images: data.Dataset) -> None:
     if config.generate and images.kind != "images":
         raise ConfigError(f"generate: images alone can be generated, {config.data} holds {images.kind}")
     if config.generate and images.private:
         raise ConfigError("generate: a generator can show what it learnt from, so none is made of encrypted images")
+    if config.generate and not isinstance(images.images, torch.Tensor):
+        raise ConfigError(
+            f"generate: the images must fit into memory; --limit takes some of the {len(images.images):,}"
+        )
 
 
 def _generate(
@@ -394,23 +472,24 @@ def _generate(
         except generation.Stopped as stopped:
             raise Interrupted(stop[0], stopped.step, stopped.steps) from stopped
         except DivergedError as error:
-            failure = {"state": "diverged", "message": str(error)}
-            write_atomically(out / FILES["failure"], json.dumps(failure, indent=2) + "\n")
+            _write_failure(out, error)
             raise
     return Generation(generator, comparisons, generation.distances(folder, images))
 
 
 def _restore(training: Pretraining, path: Path, description: dict[str, Any], reporter: Reporter) -> None:
-    """Goes to the checkpoint at `path` where there is one."""
-    saved = distributed.on_first(lambda: load_checkpoint(path)[1] if path.exists() else None)
-    if saved is None:
+    """Goes to the checkpoint at `path` where there is one; where it is damaged, to the one before."""
+    newest = distributed.on_first(lambda: newest_checkpoint(path, reporter.note))
+    if newest is None:
         return
+    saved = distributed.on_first(lambda: load_checkpoint(newest)[1])
     if saved.get("data") != description["data"]:
-        raise RunError(f"{path}: the data has changed since this run began; start anew with --overwrite")
+        left_out = f" (left out, as unreadable, before: {saved.get('skipped', 0)}, now: {description['skipped']})"
+        raise RunError(f"{newest}: the data has changed since this run began{left_out}; start anew with --overwrite")
     changed = [key for key in ("fastcl", "torch", "backends", "processes") if saved.get(key) != description[key]]
     if changed:
         reporter.note(f"{', '.join(changed)} changed since this run began: the result may differ in the last digits")
-    training.restore(path)
+    training.restore(newest)
     reporter.note(f"resumed at step {training.step:,} of {training.steps:,}")
 
 
@@ -419,22 +498,26 @@ def _pretrain(training: Pretraining, out: Path, description: dict[str, Any], rep
         try:
             finished = training.run(out / FILES["checkpoint"], description, on_step, lambda: bool(stop))
         except DivergedError as error:
-            failure = {"state": "diverged", "step": training.step + 1, "message": str(error)}
             if distributed.is_first():
-                write_atomically(out / FILES["failure"], json.dumps(failure, indent=2) + "\n")
+                _write_failure(out, error)
             raise
     if not finished:
         number = stop[0] if stop else signal.SIGTERM  # which went to another process
         raise Interrupted(number, training.step, training.steps)
 
 
+def _write_failure(out: Path, error: DivergedError) -> None:
+    failure = {"state": "diverged", "step": error.step, "message": str(error)}
+    with contextlib.suppress(OSError):  # what diverged says more than that the disk is full, too
+        write_atomically(out / FILES["failure"], json.dumps(failure, indent=2) + "\n")
+
+
 def _is_finished(config: RunConfig, out: Path, *, resume: bool, overwrite: bool) -> bool:
     """Whether `out` holds this very run, finished; raises RunError where it holds what is not to be touched."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
         names = {path.name for path in out.iterdir() if not path.name.startswith(TEMPORARY)}
     except OSError as error:
-        raise RunError(f"{out}: expected a folder that can be written to: {error}") from error
+        raise _not_writable(out, error) from error
     if overwrite or not names:
         return False
     if FILES["config"] not in names:
@@ -452,7 +535,10 @@ def _is_finished(config: RunConfig, out: Path, *, resume: bool, overwrite: bool)
         raise RunError(f"{out} holds {state}; {how}--overwrite throws it away, or choose another --out")
     differences = changes(make_config(settings_of(out) or {}), config)
     if differences:
-        raise RunError(f"{out} holds a run with other settings, not resumed: {'; '.join(differences)}")
+        raise RunError(
+            f"{out} holds a run with other settings, not resumed: {'; '.join(differences)}; to go on, leave "
+            "those flags out; or choose another --out, or --overwrite"
+        )
     return finished
 
 
@@ -461,11 +547,6 @@ def _is_unfinished(config: RunConfig, out: Path) -> bool:
     settings = settings_of(out)
     begun = settings is not None and not (out / FILES["metrics"]).exists()
     return begun and not changes(make_config(settings or {}), config)
-
-
-def _read_metrics(out: Path) -> dict[str, Any]:
-    metrics: dict[str, Any] = json.loads((out / FILES["metrics"]).read_text(encoding="utf-8"))
-    return metrics
 
 
 def _begin(config: RunConfig, out: Path, overwrite: bool) -> None:
@@ -479,7 +560,7 @@ def _begin(config: RunConfig, out: Path, overwrite: bool) -> None:
                 shutil.rmtree(path)
         write_atomically(out / FILES["config"], to_toml(config))
     except OSError as error:
-        raise RunError(f"{out}: expected a folder that can be written to: {error}") from error
+        raise _not_writable(out, error) from error
 
 
 @contextlib.contextmanager
@@ -494,6 +575,30 @@ def _threads(count: int) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _termination_raises() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does: the folder is left in order, and a message says how to go on.
+
+    With many processes, which wait for each other outside of Python, it ends this one at once.
+    """
+    if distributed.world()[1] > 1:
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, handle)
+    except ValueError:  # not the main thread: whoever called this handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -101,6 +101,7 @@ def test_embed(command: Command, kind: str, finished: Path, tmp_path: Path):
     (tmp_path / "digits").mkdir()
     for row, image in enumerate(images[:, 0].numpy()):
         Image.fromarray(image).save(tmp_path / "digits" / f"{row}.png")
+    (tmp_path / "digits" / "2_damaged.png").write_text("no image")
     out = tmp_path / "embeddings.npy"
     single = str(tmp_path / "digits" / "3.png")
     code, output = command(
@@ -113,7 +114,9 @@ def test_embed(command: Command, kind: str, finished: Path, tmp_path: Path):
     expected = encoder.embed(images[[0, 1, 2, 3, 4, 3]]).numpy()
     # Batches of another size may be summed in another order.
     np.testing.assert_allclose(embeddings, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
-    assert (tmp_path / "embeddings.npy.txt").read_text().splitlines()[-1] == single
+    rows = [Path(line).stem for line in (tmp_path / "embeddings.npy.txt").read_text().splitlines()]
+    assert rows == ["0", "1", "2", "3", "4", "3"]
+    assert "2_damaged.png: cannot identify image file" in output
 
 
 def test_embed_refuses_what_is_no_image(command: Command, finished: Path, tmp_path: Path):
@@ -121,7 +124,8 @@ def test_embed_refuses_what_is_no_image(command: Command, finished: Path, tmp_pa
     encoder = str(finished / "encoder.safetensors")
     code, output = command("embed", encoder, str(tmp_path / "a.png"), "--out", str(tmp_path / "x.npy"))
     assert code == 1
-    assert "a.png: expected a readable image" in output
+    assert "a.png: cannot identify image file" in output
+    assert "none of the 1 images can be read" in output
     assert not (tmp_path / "x.npy").exists()
 
 

@@ -190,12 +190,10 @@ def test_images_are_cropped_to_their_centre(tmp_path: Path):
 
 def test_bad_images_are_named(tmp_path: Path):
     save_image(tmp_path / "good.png", (8, 8), (1, 2, 3))
-    (tmp_path / "bad.png").write_bytes((tmp_path / "good.png").read_bytes()[:-30])
-    with pytest.raises(DataError, match=r"bad\.png: expected a readable image"):
-        load(tmp_path)
-    (tmp_path / "bad.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"bad\.png: expected a readable image"):
-        load(tmp_path)
+    for content in ((tmp_path / "good.png").read_bytes()[:-30], b""):
+        (tmp_path / "bad.png").write_bytes(content)
+        with pytest.raises(DataError, match=r"bad\.png: expected a readable image"):
+            read_images([tmp_path / "bad.png"], 8)
 
 
 def test_empty_and_missing_folders(tmp_path: Path):

@@ -369,6 +369,7 @@ def test_gradients_go_straight_through_the_quantiser(backend, activation, dtype)
 @pytest.mark.parametrize("how", WAYS.values(), ids=WAYS.keys())
 def test_gradients_are_those_of_the_float_weight(backend, how):
     x, weight, scale, bias = problem(11, 21, 5)
+    how = {name: value.to(x.device) if isinstance(value, Tensor) else value for name, value in how.items()}
     x.requires_grad_()
     grad = torch.randn(11, 5)
     (got,) = torch.autograd.grad(int8_linear(x, weight, scale, bias, **how), [x], grad)

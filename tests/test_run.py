@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import time
@@ -242,32 +241,6 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="batch_size: expected at most the 160 images"):
         run(make_config(TINY | {"batch_size": 161}), tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes to read-only folders")
-def test_a_folder_that_cannot_be_written_to(tmp_path: Path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(RunError, match="expected a folder that can be written to"):
-        run(make_config(TINY), tmp_path)
-    tmp_path.chmod(0o700)
-
-
-def test_a_full_disk_stops_the_run_and_it_resumes(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    real, calls = os.fsync, []
-
-    def fail_late(descriptor: int) -> None:
-        calls.append(descriptor)
-        if len(calls) > 20:
-            raise OSError(28, "No space left on device")
-        real(descriptor)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fail_late)
-        with pytest.raises(RunError, match=r"stopped: .*No space left on device; --resume goes on"):
-            run(make_config(TINY), tmp_path)
-    assert not list(tmp_path.glob(".tmp*"))
-    run(make_config(TINY), tmp_path, resume=True)
-    assert lasting_metrics(tmp_path) == lasting_metrics(finished)
 
 
 def test_an_out_folder_that_is_a_file(tmp_path: Path):

@@ -47,7 +47,10 @@ MUTATIONS = [
 # The tests that a bug is planted for, by the folder that it is in.
 AUGMENT = ("augment_cuda", "augment", "augment_torchvision", "augment_draws", "ragged")
 LOSSES = "tests/test_ntxent.py tests/test_similarity_lse.py"
-TESTS = {"augment": " ".join(f"tests/test_{name}.py" for name in AUGMENT)}
+TESTS = {
+    "augment": " ".join(f"tests/test_{name}.py" for name in AUGMENT),
+    "int8_linear": "tests/test_int8_cuda.py tests/test_int8_linear.py tests/test_int8_conv2d.py",
+}
 
 
 @dataclass

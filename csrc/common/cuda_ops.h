@@ -62,4 +62,9 @@ inline void check_on_device(const char* op, const char* name, const Tensor& tens
                device_name(like), ", got ", device_name(tensor));
 }
 
+// Scratch memory from torch's allocator.
+inline Tensor cuda_scratch(const Tensor& like, size_t bytes) {
+  return new_tensor(like, {static_cast<int64_t>(bytes)}, ScalarType::Byte);
+}
+
 }  // namespace fastcl

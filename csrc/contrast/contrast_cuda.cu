@@ -3,6 +3,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "common/cuda/scratch.h"
 #include "contrast/contrast_cuda.h"
 #include "contrast/contrast_cuda_rows.h"
 #include "contrast/contrast_cuda_small.h"
@@ -267,23 +268,6 @@ FloatType element_of(CudaProducts products) {
          : products == CudaProducts::kFloat16 ? FloatType::kFloat16
                                               : FloatType::kFloat32;
 }
-
-// Cuts scratch memory into arrays; with no memory it only measures.
-class Cutter {
- public:
-  explicit Cutter(void* data) : data_(static_cast<unsigned char*>(data)) {}
-  template <class T>
-  T* array(size_t count) {
-    unsigned char* begin = data_ ? data_ + used_ : nullptr;
-    used_ += (count * sizeof(T) + 255) / 256 * 256;
-    return reinterpret_cast<T*>(begin);
-  }
-  size_t used() const { return used_; }
-
- private:
-  unsigned char* data_;
-  size_t used_ = 0;
-};
 
 template <class Visit>
 void with_products(CudaProducts products, Visit visit) {

@@ -1,4 +1,4 @@
-// What both ops of the primitive need of torch on a GPU: checks, and scratch memory from torch's allocator.
+// What both ops of the primitive need of torch on a GPU: checks.
 #pragma once
 
 #include <string>
@@ -25,10 +25,6 @@ inline void check_cuda_size(const char* op, int64_t rows, int64_t cols, int64_t 
                "; fastcl.use_backend('reference') takes longer ones");
   FASTCL_CHECK(rows <= kCudaMaxRows && cols <= kCudaMaxRows, op, ": on CUDA at most ", kCudaMaxRows,
                " rows are allowed, got ", rows > cols ? rows : cols);
-}
-
-inline Tensor cuda_scratch(const Tensor& like, size_t bytes) {
-  return new_tensor(like, {static_cast<int64_t>(bytes)}, ScalarType::Byte);
 }
 
 }  // namespace fastcl

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "common/cuda/ptx.h"
+#include "common/cuda/warp.h"
 
 namespace fastcl {
 
@@ -21,8 +22,6 @@ __device__ __forceinline__ const unsigned char* chunk_at(const unsigned char* pa
 __device__ __forceinline__ unsigned char* chunk_at(unsigned char* panel, int row, int chunk) {
   return panel + row * kPanelBytes + ((chunk ^ (row & 7)) << 4);
 }
-
-__device__ __forceinline__ int lane_id() { return threadIdx.x & 31; }
 
 // The four 8-row, 16-byte matrices of 16 rows and 2 chunks, in the order of mma's A: (0, 0), (8, 0), (0, 1), (8, 1).
 __device__ __forceinline__ void load_a(unsigned (&a)[4], const unsigned char* panel, int row, int chunk) {

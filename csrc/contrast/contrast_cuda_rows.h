@@ -1,11 +1,11 @@
-// Rows of a user's tensors on a GPU: reading and writing them four values at a time, and NT-Xent's arithmetic on the
-// two views of a sample, which the launches around the tiles share with the path for small batches.
+// NT-Xent's arithmetic on the two views of a sample, four values at a time, which the launches around the tiles share
+// with the path for small batches.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-#include "common/float_types.h"
+#include "common/cuda/matrix.h"
 #include "contrast/contrast_cuda_tiles.h"
 #include "ntxent/ntxent_math.h"
 
@@ -15,67 +15,7 @@ constexpr float kEps = 1e-12f;  // torch.nn.functional.normalize's
 // Sums of squares outside are formed again in double: those of float32 may have overflowed, or lost what is small.
 constexpr float kLeastSquare = 1e-24f, kLargestSquare = 1e30f;
 
-// ---- four values of a row, of any type ----
-
-__device__ __forceinline__ float half_to_float(uint16_t bits, FloatType type) {
-  return type == FloatType::kBFloat16 ? bfloat16_to_float(bits) : __half2float(__ushort_as_half(bits));
-}
-__device__ __forceinline__ uint16_t float_to_half(float value, FloatType type) {
-  return type == FloatType::kBFloat16 ? float_to_bfloat16(value) : float_to_float16(value);
-}
-
-// A matrix of a user's tensor. `by_four`: rows start at multiples of four elements, aligned so.
-struct Matrix {
-  void* data;
-  FloatType type;
-  int dim;
-  bool by_four;
-
-  // Elements d to d + 3 of row i, zero beyond the row.
-  __device__ __forceinline__ float4 load(int64_t i, int d) const {
-    const int64_t at = i * dim + d;
-    float v[4];
-    if (by_four && d < dim) {
-      if (type == FloatType::kFloat32) return *reinterpret_cast<const float4*>(static_cast<const float*>(data) + at);
-      const ushort4 h = *reinterpret_cast<const ushort4*>(static_cast<const uint16_t*>(data) + at);
-      return make_float4(half_to_float(h.x, type), half_to_float(h.y, type), half_to_float(h.z, type),
-                         half_to_float(h.w, type));
-    }
-#pragma unroll
-    for (int e = 0; e < 4; ++e)
-      v[e] = d + e >= dim                  ? 0.f
-             : type == FloatType::kFloat32 ? static_cast<const float*>(data)[at + e]
-                                           : half_to_float(static_cast<const uint16_t*>(data)[at + e], type);
-    return make_float4(v[0], v[1], v[2], v[3]);
-  }
-
-  __device__ __forceinline__ void store(int64_t i, int d, float4 value) const {
-    const int64_t at = i * dim + d;
-    if (by_four) {
-      if (type == FloatType::kFloat32)
-        *reinterpret_cast<float4*>(static_cast<float*>(data) + at) = value;
-      else
-        *reinterpret_cast<ushort4*>(static_cast<uint16_t*>(data) + at) =
-            make_ushort4(float_to_half(value.x, type), float_to_half(value.y, type), float_to_half(value.z, type),
-                         float_to_half(value.w, type));
-      return;
-    }
-    const float v[4] = {value.x, value.y, value.z, value.w};
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      if (d + e >= dim) break;
-      if (type == FloatType::kFloat32)
-        static_cast<float*>(data)[at + e] = v[e];
-      else
-        static_cast<uint16_t*>(data)[at + e] = float_to_half(v[e], type);
-    }
-  }
-};
-
-inline Matrix matrix(const void* data, FloatType type, int dim) {
-  const size_t alignment = 4 * size_of(type);
-  return {const_cast<void*>(data), type, dim, dim % 4 == 0 && reinterpret_cast<uintptr_t>(data) % alignment == 0};
-}
+// ---- four values ----
 
 __device__ __forceinline__ float4 times(float4 v, float factor) {
   return make_float4(v.x * factor, v.y * factor, v.z * factor, v.w * factor);

@@ -101,20 +101,6 @@ struct TilePass {
   float* scale_partial;    // [shares], sums of G_ij x_ij; null: not wanted
 };
 
-__device__ __forceinline__ float warp_max(float value) {
-#pragma unroll
-  for (int step = 16; step; step /= 2) value = fmaxf(value, __shfl_xor_sync(~0u, value, step));
-  return value;
-}
-
-// The sum over kLanes neighbouring lanes, for each of them.
-template <int kLanes = 32, class T>
-__device__ __forceinline__ T warp_sum(T value) {
-#pragma unroll
-  for (int step = kLanes / 2; step; step /= 2) value += __shfl_xor_sync(~0u, value, step);
-  return value;
-}
-
 // The sum over the block, in a fixed order, for every thread.
 template <int kThreads>
 __device__ __forceinline__ float block_sum(float value) {

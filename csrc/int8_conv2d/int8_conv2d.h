@@ -13,6 +13,11 @@ struct Int8Patches {
   int64_t stride_y, stride_x;
   int64_t dilation_y, dilation_x;
   int64_t pad_top, pad_left;  // of zeros
+
+  bool are_rows() const {  // the patches are x as it stands
+    return kernel_height == 1 && kernel_width == 1 && out_height == height && out_width == width && pad_top == 0 &&
+           pad_left == 0;
+  }
 };
 
 // Copies patch `row` of images whose values have value_bytes bytes.

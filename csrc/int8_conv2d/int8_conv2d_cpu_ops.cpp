@@ -20,10 +20,7 @@ Tensor int8_conv2d_cpu(const Tensor& x, const Tensor& weight, const Tensor& weig
   const Int8Activations activations =
       int8_activations(kOp, mode, x_range, x_multiplier, outlier_columns, outlier_weight, n, k);
   Tensor y = new_tensor(x, {x.size(0), patches.out_height, patches.out_width, n}, x.scalar_type());
-  const bool rows_as_they_stand = patches.kernel_height == 1 && patches.kernel_width == 1 &&
-                                  patches.out_height == patches.height && patches.out_width == patches.width &&
-                                  patches.pad_top == 0 && patches.pad_left == 0;
-  run_int8_linear(kOp, x, rows_as_they_stand ? nullptr : &patches, weight, weight_scale, bias, packed, activations,
+  run_int8_linear(kOp, x, patches.are_rows() ? nullptr : &patches, weight, weight_scale, bias, packed, activations,
                   activation, y);
   return y;
 }

@@ -20,9 +20,8 @@ Tensor int8_linear_cpu(const Tensor& x, const Tensor& weight, const Tensor& weig
                        std::optional<Tensor> outlier_columns, std::optional<Tensor> outlier_weight, std::string mode,
                        std::string activation) {
   constexpr const char* kOp = "int8_linear";
-  FASTCL_CHECK(weight.dim() == 2, kOp, ": weight must be [N, K], got ", shape(weight));
+  check_int8_linear_shapes(kOp, x, weight);
   const int64_t n = weight.size(0), k = weight.size(1);
-  FASTCL_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == k, kOp, ": x must be [..., ", k, "], got ", shape(x));
   const Int8Activations activations =
       int8_activations(kOp, mode, x_range, x_multiplier, outlier_columns, outlier_weight, n, k);
   check_int8_weight(kOp, weight);

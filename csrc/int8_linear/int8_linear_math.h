@@ -24,8 +24,23 @@ struct RowScale {
   int32_t zero;   // of kAsymmetric and kStatic
 };
 
+// v * inverse, rounded once. In kDynamic and kInt16 it stays within the steps for |v| <= absmax: steps / absmax errs by
+// less than half a step.
+FASTCL_HD inline int32_t quantize(float v, float inverse) {
+  // The product of two floats is exact in double; adding 1.5 * 2^52 rounds it, half to even, into the lowest bits.
+  const double shifted = double(v) * double(inverse) + 6755399441055744.0;
+  uint64_t bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  return static_cast<int32_t>(bits);
+}
+
+// The same in float32, for a machine that fuses: the lowest bit of 1.5 * 2^23 is 1. |v * inverse| up to 2^22.
+FASTCL_HD inline int32_t quantize_fused(float v, float inverse) {
+  return int32_t(float_to_bits(std::fma(v, inverse, 12582912.f)) - 0x4b400000u);
+}
+
 // From the largest bit pattern of |v| over the row: patterns order as magnitudes do, infinity and then NaN on top.
-inline RowScale row_scale(uint32_t absmax_bits, float steps) {
+FASTCL_HD inline RowScale row_scale(uint32_t absmax_bits, float steps) {
   if (absmax_bits >= 0x7f800000u) return {std::numeric_limits<float>::quiet_NaN(), 0.f, 0};
   if (absmax_bits < 0x0d800000u) return {0.f, 0.f, 0};  // 2^-100: steps / absmax stays finite above it
   const float absmax = bits_to_float(absmax_bits);
@@ -34,15 +49,15 @@ inline RowScale row_scale(uint32_t absmax_bits, float steps) {
 
 // From the largest bit pattern as a signed and as an unsigned number: that of the greatest value, if there is one with
 // a plus sign, and that of the least, if there is one with a minus sign.
-inline RowScale row_scale_of_range(int32_t signed_bits, uint32_t unsigned_bits) {
+FASTCL_HD inline RowScale row_scale_of_range(int32_t signed_bits, uint32_t unsigned_bits) {
   const float high = signed_bits >= 0 ? bits_to_float(uint32_t(signed_bits)) : 0.f;
   const float low = unsigned_bits >= 0x80000000u ? bits_to_float(unsigned_bits) : 0.f;
   RowScale row = row_scale(float_to_bits(high - low) & 0x7fffffffu, 255.f);
-  if (row.inverse != 0) row.zero = int32_t(std::nearbyint(double(-low) * double(row.inverse)));
+  if (row.inverse != 0) row.zero = quantize(-low, row.inverse);
   return row;
 }
 
-inline RowScale row_scale_static(uint32_t absmax_bits, float scale, int32_t zero) {
+FASTCL_HD inline RowScale row_scale_static(uint32_t absmax_bits, float scale, int32_t zero) {
   if (absmax_bits >= 0x7f800000u) return {std::numeric_limits<float>::quiet_NaN(), 0.f, zero};
   return {scale, 1.f / scale, zero};
 }
@@ -51,7 +66,7 @@ inline RowScale row_scale_static(uint32_t absmax_bits, float scale, int32_t zero
 struct ValueRange {
   float low, high;
 };
-inline ValueRange value_range(const RowScale& row, Int8Mode mode) {
+FASTCL_HD inline ValueRange value_range(const RowScale& row, Int8Mode mode) {
   if (mode != Int8Mode::kStatic) {
     const float infinity = std::numeric_limits<float>::infinity();
     return {-infinity, infinity};
@@ -59,26 +74,16 @@ inline ValueRange value_range(const RowScale& row, Int8Mode mode) {
   return {row.scale * -float(row.zero + 2), row.scale * float(257 - row.zero)};
 }
 
-// v * inverse, rounded once. In kDynamic and kInt16 it stays within the steps for |v| <= absmax: steps / absmax errs by
-// less than half a step.
-inline int32_t quantize(float v, float inverse) {
-  // The product of two floats is exact in double; adding 1.5 * 2^52 rounds it, half to even, into the lowest bits.
-  const double shifted = double(v) * double(inverse) + 6755399441055744.0;
-  uint64_t bits;
-  std::memcpy(&bits, &shifted, sizeof bits);
-  return static_cast<int32_t>(bits);
-}
-
 // Of kInt16: the sums with q >> 8 and with q & 255.
-inline float int16_sum(int32_t high, int32_t low) { return float(high) * 256.f + float(low); }
+FASTCL_HD inline float int16_sum(int32_t high, int32_t low) { return float(high) * 256.f + float(low); }
 
-inline float dequantize(float sum, float row_scale, float weight_scale, float bias) {
+FASTCL_HD inline float dequantize(float sum, float row_scale, float weight_scale, float bias) {
   return sum * (row_scale * weight_scale) + bias;
 }
 
 // a b + c, in one rounding where the caller is compiled for a machine that does it in one instruction.
 template <bool kFused>
-FASTCL_ALWAYS_INLINE float multiply_add(float a, float b, float c) {
+FASTCL_HD FASTCL_ALWAYS_INLINE float multiply_add(float a, float b, float c) {
   if constexpr (kFused) return std::fma(a, b, c);
   return a * b + c;
 }
@@ -86,7 +91,7 @@ FASTCL_ALWAYS_INLINE float multiply_add(float a, float b, float c) {
 // e^x after Cephes, to about 1e-7. Clamped to [-80, 88], so that what it is multiplied by below stays a normal number:
 // others are slow. NaN stays NaN.
 template <bool kFused>
-FASTCL_ALWAYS_INLINE float clamped_exp(float x) {
+FASTCL_HD FASTCL_ALWAYS_INLINE float clamped_exp(float x) {
   x = x < -80.f ? -80.f : x;
   x = x > 88.f ? 88.f : x;
   const float shifted = multiply_add<kFused>(x, 1.44269504f, 12582912.f);  // round(x / log 2), in the lowest bits
@@ -104,7 +109,7 @@ FASTCL_ALWAYS_INLINE float clamped_exp(float x) {
 
 // v / 2 erfc(-v / sqrt 2), with erfc after Abramowitz and Stegun 7.1.26: absolute error under 2e-7.
 template <bool kFused>
-FASTCL_ALWAYS_INLINE float gelu(float v) {
+FASTCL_HD FASTCL_ALWAYS_INLINE float gelu(float v) {
   const float z = std::fabs(v) * 0.70710678f, t = 1.f / multiply_add<kFused>(z, 0.3275911f, 1.f);
   float p = 1.061405429f;
   p = multiply_add<kFused>(p, t, -1.453152027f);
@@ -116,13 +121,13 @@ FASTCL_ALWAYS_INLINE float gelu(float v) {
 }
 
 template <bool kFused>
-FASTCL_ALWAYS_INLINE float silu(float v) {
+FASTCL_HD FASTCL_ALWAYS_INLINE float silu(float v) {
   return v / (1.f + clamped_exp<kFused>(-v));
 }
 
 // Loops without branches, which the compiler turns into vectors of whatever the caller is compiled for.
 template <bool kFused>
-FASTCL_ALWAYS_INLINE void activate(float* values, int64_t count, Activation activation) {
+FASTCL_HD FASTCL_ALWAYS_INLINE void activate(float* values, int64_t count, Activation activation) {
   if (activation == Activation::kRelu)
     for (int64_t i = 0; i < count; ++i) values[i] = values[i] < 0 ? 0.f : values[i];  // NaN stays NaN
   if (activation == Activation::kGelu)

@@ -36,6 +36,12 @@ inline void check_int8_weight(const char* op, const Tensor& weight) {
                ": weight must be [N, K], not empty, K at most ", kInt8MaxDepth, ", got ", shape(weight));
 }
 
+inline void check_int8_linear_shapes(const char* op, const Tensor& x, const Tensor& weight) {
+  FASTCL_CHECK(weight.dim() == 2, op, ": weight must be [N, K], got ", shape(weight));
+  FASTCL_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == weight.size(1), op, ": x must be [..., ", weight.size(1),
+               "], got ", shape(x));
+}
+
 // The kernel that a packed weight is for.
 inline const Int8Kernel& int8_kernel_of(const char* op, const Tensor& packed, int64_t n, int64_t k) {
   check_dtype(op, "packed", packed, ScalarType::Byte);
@@ -56,9 +62,7 @@ inline const Int8Kernel& int8_kernel_of(const char* op, const Tensor& packed, in
 // How x is to be quantised, and which of its columns are multiplied in float as well.
 struct Int8Activations {
   Int8Mode mode;
-  float x_scale = 0;
-  int32_t x_zero = 0;
-  std::optional<Tensor> x_multiplier, outlier_columns, outlier_weight;
+  std::optional<Tensor> x_range, x_multiplier, outlier_columns, outlier_weight;
 };
 
 inline Tensor int8_pack(const Int8Kernel& kernel, const Tensor& weight, int64_t n, int64_t k) {
@@ -77,15 +81,7 @@ inline Int8Activations int8_activations(const char* op, const std::string& mode,
                " the weight must have at most ", kInt8MaxDepthUnsigned, " values for each of N, got ", k);
   FASTCL_CHECK((a.mode == Int8Mode::kStatic) == x_range.has_value(), op,
                ": x_range must be given in mode static and no other, got mode ", mode);
-  if (x_range) {
-    const Tensor range = float_vector(op, "x_range", *x_range, 2);
-    const float* values = static_cast<const float*>(range.const_data_ptr());
-    FASTCL_CHECK(values[0] >= 0x1p-100f && values[0] <= 0x1p100f && values[1] >= 0 && values[1] <= 255 &&
-                     values[1] == float(int32_t(values[1])),
-                 op, ": x_range must hold a scale from 2^-100 to 2^100 and a whole zero point from 0 to 255, got ",
-                 values[0], " and ", values[1]);
-    a.x_scale = values[0], a.x_zero = int32_t(values[1]);
-  }
+  if (x_range) a.x_range = float_vector(op, "x_range", *x_range, 2);
   if (x_multiplier) a.x_multiplier = float_vector(op, "x_multiplier", *x_multiplier, k);
   FASTCL_CHECK(outlier_columns.has_value() == outlier_weight.has_value(), op,
                ": outlier_columns and outlier_weight must be given together");
@@ -98,21 +94,34 @@ inline Int8Activations int8_activations(const char* op, const std::string& mode,
                  " and ", shape(*outlier_columns));
     a.outlier_columns = as_contiguous(*outlier_columns);
     a.outlier_weight = as_contiguous(*outlier_weight);
-    const int64_t* columns = static_cast<const int64_t*>(a.outlier_columns->const_data_ptr());
-    for (int64_t j = 0; j < a.outlier_columns->size(0); ++j)
-      FASTCL_CHECK(columns[j] >= 0 && columns[j] < k, op, ": outlier_columns must be from 0 to ", k - 1, ", got ",
-                   columns[j]);
   }
   return a;
 }
 
-// Fills y, whose last dimension is n, with the product of x's rows of k values, as they stand or in patches.
+// What only the CPU's kernels can look at before they run.
+inline void check_int8_values(const char* op, const Int8Activations& a, int64_t k) {
+  if (a.x_range) {
+    const float scale = floats(*a.x_range)[0], zero = floats(*a.x_range)[1];
+    FASTCL_CHECK(scale >= 0x1p-100f && scale <= 0x1p100f && zero >= 0 && zero <= 255 && zero == float(int32_t(zero)),
+                 op, ": x_range must hold a scale from 2^-100 to 2^100 and a whole zero point from 0 to 255, got ",
+                 scale, " and ", zero);
+  }
+  const int64_t outliers = a.outlier_columns ? a.outlier_columns->size(0) : 0;
+  for (int64_t j = 0; j < outliers; ++j) {
+    const int64_t column = static_cast<const int64_t*>(a.outlier_columns->const_data_ptr())[j];
+    FASTCL_CHECK(column >= 0 && column < k, op, ": outlier_columns must be from 0 to ", k - 1, ", got ", column);
+  }
+}
+
+// On the CPU, fills y, whose last dimension is n, with the product of x's rows of k values, as they stand or in
+// patches.
 inline void run_int8_linear(const char* op, const Tensor& x, const Int8Patches* patches, const Tensor& weight,
                             const Tensor& weight_scale, const std::optional<Tensor>& bias,
                             const std::optional<Tensor>& packed, const Int8Activations& a,
                             const std::string& activation, Tensor& y) {
   check_int8_weight(op, weight);
   const int64_t n = weight.size(0), k = weight.numel() / n;
+  check_int8_values(op, a, k);
   const Tensor values = as_contiguous(x), scale = float_vector(op, "weight_scale", weight_scale, n);
   const Tensor block = packed ? *packed : int8_pack(*int8_kernel("auto"), weight, n, k);
   const Tensor bias_vector = bias ? float_vector(op, "bias", *bias, n) : scale;
@@ -125,7 +134,8 @@ inline void run_int8_linear(const char* op, const Tensor& x, const Int8Patches* 
   p.packed = static_cast<const uint8_t*>(block.const_data_ptr());
   p.weight_scale = static_cast<const float*>(scale.const_data_ptr());
   if (bias) p.bias = static_cast<const float*>(bias_vector.const_data_ptr());
-  p.mode = a.mode, p.x_scale = a.x_scale, p.x_zero = a.x_zero;
+  p.mode = a.mode;
+  if (a.x_range) p.x_scale = floats(*a.x_range)[0], p.x_zero = static_cast<int32_t>(floats(*a.x_range)[1]);
   if (a.x_multiplier) p.x_multiplier = static_cast<const float*>(a.x_multiplier->const_data_ptr());
   if (a.outlier_columns) {
     p.outliers = a.outlier_columns->size(0);

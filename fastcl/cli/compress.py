@@ -57,10 +57,10 @@ def compress(
     console = Console()
     try:
         ladder = job.compress(run, config, reporter=Reporter(console))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         how = shlex.join(["fastcl", *sys.argv[1:]])
         console.print(f"stopped; to go on: {how}", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(getattr(stopped, "exit_code", 130)) from None
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("", no_wrap=True)
     for column in ("linear probe", "k-NN", "same neighbours", "file", "smaller", "1 image", "256 images"):

@@ -49,10 +49,16 @@ def embed(
             if not path.exists():
                 raise DataError(f"{path}: expected an image or a folder of images, found nothing")
             paths += find_images(path) if path.is_dir() else [path]
+        skipped: dict[str, str] = {}
         for first in range(0, len(paths), batch_size):
-            batch = read_images(paths[first : first + batch_size], config.image_size, config.channels)
-            rows.append(model.embed(batch, batch_size).numpy())
-        sources = list(map(str, paths))
+            batch = read_images(paths[first : first + batch_size], config.image_size, config.channels, skipped)
+            if len(batch):
+                rows.append(model.embed(batch, batch_size).numpy())
+        sources = [str(path) for path in paths if str(path) not in skipped]
+        for source, why in skipped.items():
+            typer.echo(f"skipped {source}: {why}", err=True)
+        if not rows:
+            raise DataError(f"none of the {len(paths)} images can be read")
     buffer = io.BytesIO()
     np.save(buffer, np.concatenate(rows))
     names = out.with_name(out.name + ".txt")

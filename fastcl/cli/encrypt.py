@@ -9,7 +9,7 @@ import typer
 
 from fastcl.errors import ConfigError, require_run_extra
 
-__all__ = ["encrypt", "rotate_key"]
+__all__ = ["KeyEnv", "KeyFile", "encrypt", "read_key", "rotate_key"]
 
 KeyFile = Annotated[Path | None, typer.Option(help="File with the key: 32 bytes, or 64 hexadecimal digits.")]
 KeyEnv = Annotated[str | None, typer.Option(help="Environment variable with the key, instead.")]
@@ -29,13 +29,15 @@ def encrypt(
     from fastcl.data import load, secure
 
     loaded = load(data, data_dir=data_dir, image_size=image_size)
-    key = _key(key_file, key_env, create_key)
+    key = read_key(key_file, key_env, create_key)
     secure.encrypt(loaded, out, key)
+    for path, why in loaded.skipped.items():
+        typer.echo(f"skipped {path}: {why}", err=True)
     typer.echo(f"{out}: {len(loaded.images):,} {loaded.kind}, encrypted; nothing opens it without the key")
 
 
 def rotate_key(
-    path: Annotated[Path, typer.Argument(help="The folder of an encrypted data set.")],
+    paths: Annotated[list[Path], typer.Argument(help="The folders of encrypted data sets, or of encrypted shards.")],
     key_file: KeyFile = None,
     key_env: KeyEnv = None,
     new_key_file: Annotated[Path | None, typer.Option(help="File with the new key.")] = None,
@@ -44,16 +46,33 @@ def rotate_key(
         bool, typer.Option("--create-key", help="Write a new key into --new-key-file first.")
     ] = False,
 ) -> None:
-    """Put an encrypted data set under another key; the data itself is not written again."""
+    """Put encrypted data sets under another key; the data itself is not written again.
+
+    Stopped among several, the same command without --create-key goes on.
+    """
     from fastcl.data import secure
+    from fastcl.errors import DataError
 
-    old = _key(key_file, key_env, False)
-    secure.SecureImages(path, old)  # before a new key is made
-    secure.rotate_key(path, old, _key(new_key_file, new_key_env, create_key))
-    typer.echo(f"{path}: opened by the new key, no longer by the old one")
+    def opened_by(path: Path, key: bytes) -> bool:
+        try:
+            secure.SecureImages(path, key)
+        except DataError:
+            return False
+        return True
+
+    old = read_key(key_file, key_env, False)
+    new = None if create_key else read_key(new_key_file, new_key_env, False)
+    left = [path for path in paths if new is None or not opened_by(path, new)]
+    for path in left:
+        secure.SecureImages(path, old)  # before a new key is made, or anything is changed
+    new = new or read_key(new_key_file, new_key_env, create_key)
+    for path in left:
+        secure.rotate_key(path, old, new)
+    typer.echo(f"{', '.join(map(str, paths))}: opened by the new key, no longer by the old one")
 
 
-def _key(file: Path | None, env: str | None, create: bool) -> bytes:
+def read_key(file: Path | None, env: str | None, create: bool) -> bytes:
+    """The key that the options name."""
     from fastcl.data.secure import create_key_file, key_from_env, key_from_file
 
     if (file is None) == (env is None) or (create and file is None):

@@ -31,11 +31,12 @@ try:
         from fastcl.cli.generate import generate
         from fastcl.cli.preview import preview
         from fastcl.cli.run import run
-    for command in (run, generate, compress, export, embed, preview, encrypt, rotate_key):
+        from fastcl.cli.shard import shard
+    for command in (run, generate, compress, export, embed, preview, encrypt, rotate_key, shard):
         app.command()(command)
 except MissingExtraError as error:
     _missing = error
-    for name in ("run", "generate", "compress", "export", "embed", "preview", "encrypt", "rotate-key"):
+    for name in ("run", "generate", "compress", "export", "embed", "preview", "encrypt", "rotate-key", "shard"):
 
         @app.command(
             name,

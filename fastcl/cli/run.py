@@ -46,7 +46,8 @@ def run(
         str | None,
         _setting(
             "data",
-            "digits, mnist, fashion-mnist, a folder of images (subfolders: classes), text[:PATH], secure[-text]:PATH.",
+            "digits, mnist, fashion-mnist, a folder of images (subfolders: classes), 'shards/{000000..000009}.tar', "
+            "text[:PATH], secure[-text]:PATH.",
         ),
     ] = None,
     data_dir: Annotated[Path | None, _setting("data_dir", "Folder of the IDX files of mnist or fashion-mnist.")] = None,
@@ -90,6 +91,7 @@ def run(
     threads: Annotated[
         int | None, _setting("threads", "Threads of a process. (default: all cores; with torchrun 1)")
     ] = None,
+    workers: Annotated[int | None, _setting("workers", "Processes that read and decode shards.")] = None,
     checkpoint_steps: Annotated[
         int | None, _setting("checkpoint_steps", "Steps between checkpoints. (default: an epoch)")
     ] = None,
@@ -123,7 +125,8 @@ def run(
     recipes = (*Recipe.model_fields, *TextRecipe.model_fields)
     flags["recipe"] = {name: given[name] for name in recipes if name in given}
     layers = [read_toml(config)] if config else []
-    out = out or Path("runs") / Path(make_config(*layers, flags).data.rpartition(":")[2]).name
+    source = Path(make_config(*layers, flags).data.rpartition(":")[2])
+    out = out or Path("runs") / (source.resolve().parent if source.suffix == ".tar" else source).name
     stored = job.settings_of(out) if resume else None
     settings = make_config(*([stored] if stored else []), *layers, flags)
 
@@ -135,7 +138,8 @@ def run(
         )
     except (job.Interrupted, KeyboardInterrupt) as stopped:
         why = str(stopped) or "stopped"
-        how = f"fastcl run --resume --out {shlex.quote(str(out))}"
+        # Before the settings are written there is nothing to go on with, or another run's.
+        how = f"fastcl run --resume --out {shlex.quote(str(out))}" if job.holds(out, settings) else command
         console.print(f"{why}; to go on: {how}", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(getattr(stopped, "exit_code", 130)) from None
     console.print(_table(metrics))

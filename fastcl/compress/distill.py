@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastcl.data.secure import SecureImages
+from fastcl.data.dataset import RowImages
 from fastcl.errors import DivergedError
 from fastcl.losses.embeddings import check_embeddings, unit_rows
 from fastcl.ops import similarity_lse
@@ -207,7 +207,8 @@ def _train(
             value = float(loss.item())
             if not math.isfinite(value):
                 raise DivergedError(
-                    f"distill: the loss became {value} at step {len(losses) + 1} of {steps}: try a smaller lr"
+                    f"distill: the loss became {value} at step {len(losses) + 1} of {steps}: try a smaller lr",
+                    len(losses) + 1,
                 )
             for group in optimizer.param_groups:
                 decay = 0.5 * (1 + math.cos(math.pi * min(1.0, len(losses) / steps)))
@@ -226,7 +227,7 @@ class _Batches:
 
     def __init__(self, images: Any, transform: Callable[..., Any] | None, config: DistillConfig) -> None:
         self._images, self._transform, self._config = images, transform, config
-        if isinstance(images, (Tensor, SecureImages)):
+        if isinstance(images, (Tensor, RowImages)):
             if len(images.shape) != 4 or len(images) < 2:
                 raise ValueError(
                     f"distill: images must be [N, C, H, W] with at least 2 images, got {list(images.shape)}"
@@ -250,7 +251,7 @@ class _Batches:
 
     def epoch(self, epoch: int) -> Iterator[Tensor]:
         """Every batch of an epoch, floating [B, C, H, W]."""
-        if isinstance(self._images, (Tensor, SecureImages)):
+        if isinstance(self._images, (Tensor, RowImages)):
             # The order of an epoch follows from (seed, epoch) alone, and with it the draws of fastcl's transforms.
             order = np.random.RandomState([self._config.seed, epoch]).permutation(len(self._images))
             for index in torch.from_numpy(order).split(self._size):

@@ -189,7 +189,7 @@ def climb(
         run.recipe, teacher.config.image_size, teacher.config.mean, teacher.config.std, run.seed
     )
     wanted = [candidate for candidate in candidates if _meets(candidate, config)]
-    reference = teacher.embed(images.train_images)
+    reference = teacher.embed(images.judged.train_images)
     evaluations = dict(known or {})
     started, seconds = time.perf_counter(), 0.0
     rungs = []

@@ -4,6 +4,7 @@ from fastcl.data.dataset import Dataset
 from fastcl.data.files import ImageFiles, decode
 from fastcl.data.load import NAMES, load
 from fastcl.data.loader import Loader, collate
+from fastcl.data.shards import ShardImages, ShardSampler
 from fastcl.errors import DataError
 from fastcl.ragged import RaggedBatch
 
@@ -14,6 +15,8 @@ __all__ = [
     "ImageFiles",
     "Loader",
     "RaggedBatch",
+    "ShardImages",
+    "ShardSampler",
     "collate",
     "decode",
     "load",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from fastcl.errors import DataError
 
-__all__ = ["Dataset", "stratified_split"]
+__all__ = ["Dataset", "RowImages", "limited", "stratified_split"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Dataset:
     test: Tensor  # int64 [n_test], the other rows, ascending
     kind: str = "images"  # or "texts"
     private: bool = False  # whether no sample may be written to disk in the clear, as in a report
+    skipped: dict[str, str] = field(default_factory=dict)  # what could not be read and was left out, and why
 
     @property
     def train_images(self) -> Tensor:
@@ -50,6 +53,11 @@ class Dataset:
         """Labels of the held-out images, int64 [n_test]."""
         return None if self.labels is None else self.labels[self.test]
 
+    @property
+    def judged(self) -> Dataset:
+        """What an encoder is judged on, in memory: all of it, unless the data set can be larger than that."""
+        return self
+
     def fingerprint(self) -> str:
         """A hash over the images, the labels and the split: a resumed run must have the same."""
         digest = hashlib.sha256()
@@ -58,6 +66,53 @@ class Dataset:
                 digest.update(repr(tuple(part.shape)).encode())
                 digest.update(part.contiguous().numpy().data)
         return digest.hexdigest()[:16]
+
+
+class RowImages:
+    """Images that are read as they are asked for, in place of a uint8 Tensor [N, C, H, W] where only rows are taken."""
+
+    dtype, device = torch.uint8, torch.device("cpu")
+    shape: torch.Size
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> Tensor:
+        """Images by a number, a slice, or numbers."""
+        raise NotImplementedError
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """All rows in order, `size` at a time."""
+        for first in range(0, len(self), size):
+            yield self[first : first + size]
+
+
+def limited(data: Dataset, limit: int) -> Dataset:
+    """About `limit` images, in memory: the same share of the training and of the test images of each class.
+
+    Raises:
+        ValueError: for fewer than 4.
+    """
+    if limit < 4:
+        raise ValueError(f"load: limit must be at least 4, got {limit}")
+    if limit >= len(data.images):
+        return data
+    kept = []
+    for rows in (data.train, data.test):
+        labels = None if data.labels is None else data.labels[rows]
+        kept.append(rows[stratified_split(labels, len(rows), limit / len(data.images))[1]])
+    rows = torch.cat(kept)
+    return Dataset(
+        data.name,
+        data.images[rows],
+        None if data.labels is None else data.labels[rows],
+        data.classes,
+        torch.arange(len(kept[0])),
+        torch.arange(len(kept[0]), len(rows)),
+        data.kind,
+        data.private,
+        data.skipped,
+    )
 
 
 def stratified_split(labels: Tensor | None, count: int, test_fraction: float) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from fastcl.data import digits, folder, idx, text
-from fastcl.data.dataset import Dataset, stratified_split
+from fastcl.data.dataset import Dataset, limited, stratified_split
 from fastcl.data.secure import Key, open_secure
+from fastcl.data.shards import open_shards
 from fastcl.errors import DataError
 
 __all__ = ["NAMES", "load"]
@@ -35,7 +36,8 @@ def load(
             of images, where subfolders are classes, ``"text"`` (paragraphs of Python's documentation), or
             ``"text:PATH"``: a text file, or a folder of .txt files, which are classes; each line is a text.
             ``"secure:PATH"`` are images that :func:`fastcl.data.secure.encrypt` wrote, with their split, and
-            ``"secure-text:PATH"`` texts.
+            ``"secure-text:PATH"`` texts. ``"shards/{000000..000009}.tar"`` are the images of tar shards (see
+            :mod:`fastcl.data.shards`), and ``"secure:shards/{000000..000009}.tar"`` of encrypted ones.
         data_dir: where the IDX files of ``mnist`` and ``fashion-mnist`` lie; by default known places are looked at.
         image_size: height and width to which a folder's images are brought, in pixels; 64 if not given.
         test_fraction: the share of the images held out; ``mnist`` and ``fashion-mnist`` come with test images of
@@ -46,7 +48,8 @@ def load(
         key: of a data set that is encrypted.
 
     Returns:
-        The data set; always the same for the same arguments and files.
+        The data set; always the same for the same arguments and files. Images of a folder that cannot be read are left
+        out; its ``skipped`` has them, with why.
 
     Raises:
         DataError: for files that are missing, truncated, empty or wrong; names the file and what was expected.
@@ -64,9 +67,15 @@ def load(
     elif name in NAMES:
         data = _load_idx(name, directory, allow_download)
     elif Path(name).is_dir():
-        images, folder_labels, classes = folder.read_folder(Path(name), image_size or 64)
+        images, folder_labels, classes, skipped = folder.read_folder(Path(name), image_size or 64)
         train, test = stratified_split(folder_labels, len(images), test_fraction)
-        data = Dataset(Path(name).resolve().name, images, folder_labels, classes, train, test)
+        data = Dataset(Path(name).resolve().name, images, folder_labels, classes, train, test, skipped=skipped)
+    elif name.endswith(".tar"):
+        sealed = name.startswith("secure:")
+        if sealed and key is None:
+            raise DataError(f"{name}: expected a key: --key-file or --key-env")
+        pattern = name.removeprefix("secure:")
+        data = open_shards(pattern, image_size or 64, test_fraction, key=key if sealed else None)
     elif name.partition(":")[0] == _TEXT:
         data = _load_text(name, text_length, test_fraction)
     elif name.partition(":")[0] in _SECURE:
@@ -75,10 +84,10 @@ def load(
         data = open_secure(name.partition(":")[2], key)
     else:
         raise DataError(
-            f"{name}: expected {', '.join(NAMES)} or a folder of images; or text, text:PATH, secure:PATH, "
-            "secure-text:PATH"
+            f"{name}: expected {', '.join(NAMES)} or a folder of images; or shards/{{000000..000009}}.tar, "
+            "text, text:PATH, secure:PATH, secure-text:PATH"
         )
-    return data if limit is None else _limited(data, limit)
+    return data if limit is None else limited(data, limit)
 
 
 def _load_text(name: str, length: int, test_fraction: float) -> Dataset:
@@ -108,27 +117,4 @@ def _load_idx(name: str, directory: Path | None, allow_download: bool) -> Datase
         idx.CLASSES[name],
         rows[: len(train_images)],
         rows[len(train_images) :],
-    )
-
-
-def _limited(data: Dataset, limit: int) -> Dataset:
-    """The same share of the training and of the test images of each class."""
-    if limit < 4:
-        raise ValueError(f"load: limit must be at least 4, got {limit}")
-    if limit >= len(data.images):
-        return data
-    kept = []
-    for rows in (data.train, data.test):
-        labels = None if data.labels is None else data.labels[rows]
-        kept.append(rows[stratified_split(labels, len(rows), limit / len(data.images))[1]])
-    rows = torch.cat(kept)
-    return Dataset(
-        data.name,
-        data.images[rows],
-        None if data.labels is None else data.labels[rows],
-        data.classes,
-        torch.arange(len(kept[0])),
-        torch.arange(len(kept[0]), len(rows)),
-        data.kind,
-        data.private,
     )

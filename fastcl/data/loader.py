@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from fastcl.data.buffers import Buffers
-from fastcl.data.secure import SecureImages
-from fastcl.errors import DataError
+from fastcl.data.dataset import RowImages
+from fastcl.data.shards import ShardImages
+from fastcl.errors import DataError, WorkerError
 from fastcl.ragged import RaggedBatch, height_width_channels
 from fastcl.transforms import Compose, MultiViewTransform, Transform
 
@@ -79,6 +80,38 @@ def _collate_numbered(numbered: Sequence[tuple[int, Any]]) -> _Raw:
     return _Raw(index, images, rest, skipped)
 
 
+def _take(images: RowImages, index: Tensor, rest: tuple[Tensor, ...] | None, skip: bool) -> _Raw:
+    """A batch of images that are read as they are asked for; those of shards that are damaged can be left out."""
+    skipped: dict[int, str] = {}
+    batch: Tensor | None = None
+    try:
+        batch = images[index]
+    except DataError:
+        if not skip or not isinstance(images, ShardImages):
+            raise
+        index, skipped = images.readable(index)
+        if len(index):
+            batch = images[index]
+    return _Raw(index, batch, rest and tuple(part[index] for part in rest), skipped)
+
+
+class _Rows(Dataset[Any]):
+    """Shards for the workers, each of which reads a batch at once."""
+
+    def __init__(self, images: Any, rest: tuple[Tensor, ...] | None, skip: bool) -> None:
+        self._images, self._rest, self._skip = images, rest, skip
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitems__(self, numbers: list[int]) -> _Raw:
+        return _take(self._images, torch.tensor(numbers, dtype=torch.int64), self._rest, self._skip)
+
+
+def _as_it_is(batch: _Raw) -> _Raw:
+    return batch
+
+
 class _Batches:
     """The batch sampler of the workers: the sample numbers of the batches that are left of an epoch."""
 
@@ -102,7 +135,8 @@ class Loader:
 
     Args:
         dataset: uint8 images [N, C, H, W], or a :class:`RaggedBatch`, or a TensorDataset whose first tensor is the
-            images, or :class:`fastcl.data.secure.SecureImages`: taken as they are, no worker needed. Or any data set
+            images, or :class:`fastcl.data.secure.SecureImages`: taken as they are, no worker needed. Or
+            :class:`fastcl.data.shards.ShardImages`, read here or in workers. Or any data set
             whose items are an image (a uint8 Tensor [C, H, W], an array [H, W, C] or a PIL image, of any size) or a
             tuple of an image and other things, such as :class:`ImageFiles` and torchvision's data sets without a
             transform.
@@ -183,12 +217,18 @@ class Loader:
         self._shapes: dict[Any, list[tuple[torch.Size, torch.dtype]]] = {}  # of views [C, H, W], by what goes in
         self._batches = _Batches()
         self._tensors = _tensors_of(dataset)
+        self._skip = on_error == "skip"
         self._workers: DataLoader[Any] | None = None
-        if self._tensors is None:
+        shards = self._tensors is not None and isinstance(self._tensors[0], ShardImages) and num_workers > 0
+        if self._tensors is None or shards:
+            collate_fn: Any = _collate_numbered if self._tensors is None else _as_it_is
+            source: Dataset[Any] = (
+                _Numbered(dataset, self._skip) if self._tensors is None else _Rows(*self._tensors, self._skip)
+            )
             self._workers = DataLoader(
-                _Numbered(dataset, on_error == "skip"),
+                source,
                 batch_sampler=self._batches,
-                collate_fn=_collate_numbered,
+                collate_fn=collate_fn,
                 num_workers=num_workers,
                 **{
                     "persistent_workers": num_workers > 0,
@@ -285,6 +325,11 @@ class Loader:
             try:
                 batch = next(raw, None)
             except Exception as error:
+                if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):
+                    error = WorkerError(
+                        f"Loader: a process that reads the data has died (out of memory?): {error}; use fewer "
+                        "num_workers or a smaller batch_size; state_dict() still says where to go on"
+                    )
                 # The frames it came through hold it and the workers in a circle, of which the end takes them seconds.
                 raise error.with_traceback(None) from None
             if batch is None:
@@ -315,6 +360,9 @@ class Loader:
         images, rest = self._tensors
         for numbers in self._batches.left:
             index = torch.tensor(numbers, dtype=torch.int64)
+            if isinstance(images, RowImages):
+                yield _take(images, index, rest, self._skip)
+                continue
             if not isinstance(images, Tensor):
                 batch: Tensor | RaggedBatch = images[index]
             elif images.device.type == "cpu":
@@ -345,13 +393,13 @@ class Loader:
         return self.transform(images, index=index, epoch=epoch, out=into)
 
 
-def _tensors_of(dataset: Any) -> tuple[Tensor | RaggedBatch | SecureImages, tuple[Tensor, ...] | None] | None:
+def _tensors_of(dataset: Any) -> tuple[Tensor | RaggedBatch | RowImages, tuple[Tensor, ...] | None] | None:
     """Images that are taken a batch at a time, and what stands beside them; None for another data set."""
     rest: tuple[Tensor, ...] | None = None
     if type(dataset) is TensorDataset:
         dataset, *others = dataset.tensors
         rest = tuple(others)
-    if isinstance(dataset, (RaggedBatch, SecureImages)):
+    if isinstance(dataset, (RaggedBatch, RowImages)):
         return dataset, rest
     if not isinstance(dataset, Tensor):
         return None

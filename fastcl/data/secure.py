@@ -20,7 +20,7 @@ import os
 import secrets
 import struct
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcl.data.dataset import Dataset
+from fastcl.data.dataset import Dataset, RowImages
 from fastcl.errors import DataError, extra
 from fastcl.files import TEMPORARY, write_atomically
 
@@ -246,13 +246,11 @@ class _File:
             os.close(self.descriptor)
 
 
-class SecureImages:
+class SecureImages(RowImages):
     """Images that are decrypted as they are asked for: a Tensor's indexing by rows, ``len``, ``shape``, ``split``.
 
     It is a map-style data set for a DataLoader, too. What is not asked for is neither read nor authenticated.
     """
-
-    dtype, device = torch.uint8, torch.device("cpu")
 
     def __init__(self, path: str | Path, key: Key) -> None:
         """Opens the folder and authenticates its description.
@@ -296,13 +294,15 @@ class SecureImages:
         except (OSError, ValueError) as error:
             raise DataError(f"{self._path / _DATA}: expected a file that can be read: {error}") from error
 
-    def _chunk(self, chunk: int) -> bytes:
+    def chunk(self, chunk: int) -> bytes:
+        """The rows that are encrypted together, by the number of their chunk.
+
+        Raises:
+            DataError: for a chunk that was changed.
+        """
         size = self._per_chunk * self._row_bytes
         whole = min(size, self._count * self._row_bytes - chunk * size)  # the last one is smaller
         return self._decrypt(chunk + 1, self._start + chunk * (size + _TAG_BYTES), whole)
-
-    def __len__(self) -> int:
-        return self.shape[0]
 
     def __getitem__(self, rows: Any) -> Tensor:
         """Decrypts rows.
@@ -330,14 +330,9 @@ class SecureImages:
         for place in range(len(wanted)) if per_chunk == 1 else np.argsort(wanted, kind="stable").tolist():
             chunk, within = divmod(wanted[place], per_chunk)
             if chunk != last:
-                last, content = chunk, self._chunk(chunk)
+                last, content = chunk, self.chunk(chunk)
             target[place * size : (place + 1) * size] = content[within * size : (within + 1) * size]
         return out
-
-    def split(self, size: int) -> Iterator[Tensor]:
-        """All rows in order, `size` at a time."""
-        for first in range(0, len(self), size):
-            yield self[first : first + size]
 
     def select(self, rows: Tensor) -> SecureImages:
         """Some of the rows, decrypted as they are asked for."""
@@ -389,6 +384,10 @@ def open_secure(path: str | Path, key: Key) -> Dataset:
     """
     images: Any = SecureImages(path, key)
     told = images.description
+    if told["kind"] == "shard":
+        raise DataError(
+            f"{path}: expected an encrypted data set, got a shard of one; name it secure:{path}, ending in .tar"
+        )
     labels = None if told["labels"] is None else torch.tensor(told["labels"], dtype=torch.int64)
     train, test = (torch.tensor(told[part], dtype=torch.int64) for part in ("train", "test"))
     return _SecureDataset(told["name"], images, labels, tuple(told["classes"]), train, test, told["kind"], private=True)

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastcl.checkpoint import encoder_origin, load_checkpoint, load_encoder, save_encoder
+from fastcl.checkpoint import (
+    encoder_origin,
+    load_checkpoint,
+    load_encoder,
+    newest_checkpoint,
+    remove_checkpoint,
+    save_encoder,
+)
 from fastcl.config import RunConfig
 from fastcl.data import Dataset
 from fastcl.encoder import Encoder
@@ -101,9 +108,10 @@ def make_generator(
         return generator
     training = GanTraining(images, gan, _judge(images, folder, config, origin, reporter))
     checkpoint = folder / FILES["checkpoint"]
-    if checkpoint.exists():
-        _refuse_another(checkpoint, load_checkpoint(checkpoint)[1], described)
-        training.restore(checkpoint)
+    newest = newest_checkpoint(checkpoint, reporter.note)
+    if newest is not None:
+        _refuse_another(newest, load_checkpoint(newest)[1], described)
+        training.restore(newest)
         reporter.note(f"resumed at step {training.step:,} of {training.steps:,}")
     with reporter.steps(f"generator of {len(images):,} images") as on_step:
 
@@ -116,7 +124,7 @@ def make_generator(
     measured = {"step": best, "distance": training.distances[best], "distances": list(training.distances.items())}
     save_generator(training.best, finished, {**described, **measured, "seconds": training.seconds})
     reporter.note(f"best at step {best:,}: Fréchet distance {training.distances[best]:.3g}")
-    checkpoint.unlink(missing_ok=True)
+    remove_checkpoint(checkpoint)
     return load_generator(finished)[0]
 
 
@@ -139,7 +147,7 @@ def _judge(images: Tensor, folder: Path, config: RunConfig, origin: dict[str, An
                 lambda: False,
             )
         save_encoder(training.encoder, path, "float", origin)
-        (folder / FILES["pretraining"]).unlink()
+        remove_checkpoint(folder / FILES["pretraining"])
     _refuse_another(path, encoder_origin(path), origin)
     return load_encoder(path)[0]
 
@@ -246,8 +254,9 @@ def compare(
         for name, seen in (("without", part), ("with", mixed)):
             checkpoint = own / f"{name}-{FILES['pretraining']}"
             training = _pretraining(seen, config, batch, steps)
-            if checkpoint.exists():
-                training.restore(checkpoint)
+            newest = newest_checkpoint(checkpoint, reporter.note)
+            if newest is not None:
+                training.restore(newest)
             with reporter.steps(f"{100 * share:g} % {name} generated images") as on_step:
 
                 def show(now: Pretraining, on_step: Callable[[int, int, float], None] = on_step) -> None:
@@ -267,7 +276,7 @@ def compare(
         done.append(row)
         write_atomically(path, json.dumps([asdict(row) for row in done], indent=2) + "\n")
         for name in ("without", "with"):
-            (own / f"{name}-{FILES['pretraining']}").unlink()
+            remove_checkpoint(own / f"{name}-{FILES['pretraining']}")
     return done
 
 

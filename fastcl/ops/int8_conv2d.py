@@ -63,7 +63,8 @@ def int8_conv2d(
         x_multiplier: float32 [K], or None.
         outlier_columns: int64 [J], or None.
         outlier_weight: float32 [J, N], or None.
-        packed: ``int8_pack_weight(weight.flatten(1))``; without it the native kernel packs the weight at each call.
+        packed: ``int8_pack_weight(weight.flatten(1))``; without it the native CPU kernel packs the weight at each call.
+            None on CUDA.
 
     Returns:
         [B, N, out H, out W] of ``x``'s dtype, in channels-last memory format.

@@ -72,7 +72,8 @@ def int8_linear(
         x_multiplier: float32 [K], or None for ones.
         outlier_columns: int64 [J], or None.
         outlier_weight: float32 [J, N]: the float weight of these columns.
-        packed: ``int8_pack_weight(weight)``; without it the native kernel packs the weight at each call.
+        packed: ``int8_pack_weight(weight)``; without it the native CPU kernel packs the weight at each call. None on
+            CUDA.
 
     Returns:
         [..., N] of ``x``'s dtype.
@@ -81,7 +82,8 @@ def int8_linear(
         TypeError: for an argument of the wrong type or dtype.
         ValueError: for shapes that do not fit, or an unknown activation.
         RuntimeError: for a ``packed`` that is not ``weight``'s size or not of this machine, and for values of
-            ``x_range`` or ``outlier_columns`` that do not fit (an IndexError from the reference).
+            ``x_range`` or ``outlier_columns`` that do not fit (an IndexError from the reference; on CUDA they give NaN,
+            since to look at them would wait for the device).
     """
     _check_weight("int8_linear", weight)
     how = (x_range, x_multiplier, outlier_columns, outlier_weight, mode)
@@ -99,8 +101,8 @@ def int8_pack_weight(weight: Tensor, kernel: str = "auto") -> Tensor | None:
         kernel: ``"auto"`` (the fastest that this machine has) or a kernel's name; an unknown one's error lists them.
 
     Returns:
-        uint8 [bytes], opaque and not to be stored: it is good for this machine only. None where the reference runs,
-        which reads the weight as it stands.
+        uint8 [bytes], opaque and not to be stored: it is good for this machine only. None where the reference runs
+        and on CUDA: both read the weight as it stands.
 
     Raises:
         TypeError: for a weight that is not int8.
