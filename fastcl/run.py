@@ -603,16 +603,14 @@ def _termination_raises() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stop_signal() -> Iterator[list[int]]:
-    """Collects Ctrl-C and SIGTERM instead of dying of them; the same one again ends the process as usual.
-
-    Not the other one: after Ctrl-C, torchrun sends SIGTERM at once.
-    """
+    """Collects Ctrl-C and SIGTERM instead of dying of them; the second one ends the process as usual."""
     received: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
 
     def handle(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        signal.signal(number, before[signal.Signals(number)])
+        for other in numbers:
+            signal.signal(other, before[other])
 
     try:
         before = {number: signal.signal(number, handle) for number in numbers}

