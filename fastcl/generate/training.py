@@ -199,7 +199,8 @@ class GanTraining:
         if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
             raise DivergedError(
                 f"the {name}'s loss became {loss.item()}, its gradient {norm.item()}, at step {self.step + 1} of "
-                f"{self.steps}: training has diverged; try a smaller learning rate or a larger r1"
+                f"{self.steps}: training has diverged; try a smaller learning rate or a larger r1",
+                self.step + 1,
             )
         self._optimizers[name].step()
 
