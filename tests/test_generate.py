@@ -418,13 +418,14 @@ def test_a_run_with_generated_images(finished: tuple[Path, str]):
 
 def test_the_report_shows_them(finished: tuple[Path, str]):
     text = (finished[0] / "report.html").read_text(encoding="utf-8")
-    picture = re.search(r'id="generated" src="data:image/png;base64,([^"]*)"', text)
-    assert picture
-    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture[1]))).convert("RGBA"))
-    # Ten rows and ten columns: the gaps between them are see-through throughout.
-    for axis in (0, 1):
-        gaps = (pixels[..., 3] == 0).all(axis)
-        assert (np.diff(gaps.astype(int)) == -1).sum() == 10
+    for name, rows_shown in (("generated", 10), ("copied", 2)):
+        picture = re.search(rf'id="{name}" src="data:image/png;base64,([^"]*)"', text)
+        assert picture
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture[1]))).convert("RGBA"))
+        # The gaps between rows and columns are see-through throughout.
+        for axis, count in ((0, 10), (1, rows_shown)):
+            gaps = (pixels[..., 3] == 0).all(axis)
+            assert (np.diff(gaps.astype(int)) == -1).sum() == count
     table = text[text.index('<table id="comparison">') :]
     table = table[: table.index("</table>")]
     rows = json.loads((finished[0] / "generated" / "comparison.json").read_text())

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastcl.checkpoint import load_checkpoint, load_encoder, newest_checkpoint, remove_checkpoint, save_encoder
+from fastcl.checkpoint import (
+    encoder_origin,
+    load_checkpoint,
+    load_encoder,
+    newest_checkpoint,
+    remove_checkpoint,
+    save_encoder,
+)
 from fastcl.config import RunConfig
 from fastcl.data import Dataset
 from fastcl.encoder import Encoder
@@ -93,17 +100,17 @@ def make_generator(
         RunError: for a checkpoint of other images or settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    origin = {"gan": asdict(gan), **origin}
+    described = {"gan": asdict(gan), **origin}
     finished = folder / FILES["generator"]
     if finished.exists():
         generator, found = load_generator(finished)
-        _refuse_another(finished, found, origin)
+        _refuse_another(finished, found, described)
         return generator
-    training = GanTraining(images, gan, _judge(images, folder, config, reporter))
+    training = GanTraining(images, gan, _judge(images, folder, config, origin, reporter))
     checkpoint = folder / FILES["checkpoint"]
     newest = newest_checkpoint(checkpoint, reporter.note)
     if newest is not None:
-        _refuse_another(newest, load_checkpoint(newest)[1], origin)
+        _refuse_another(newest, load_checkpoint(newest)[1], described)
         training.restore(newest)
         reporter.note(f"resumed at step {training.step:,} of {training.steps:,}")
     with reporter.steps(f"generator of {len(images):,} images") as on_step:
@@ -111,11 +118,11 @@ def make_generator(
         def show(now: GanTraining) -> None:
             on_step(now.step, now.steps, now.losses[-1][1])
 
-        if not training.run(checkpoint, origin, show, should_stop):
+        if not training.run(checkpoint, described, show, should_stop):
             raise Stopped("generator", training.step, training.steps)
     best = training.best_step
     measured = {"step": best, "distance": training.distances[best], "distances": list(training.distances.items())}
-    save_generator(training.best, finished, {**origin, **measured, "seconds": training.seconds})
+    save_generator(training.best, finished, {**described, **measured, "seconds": training.seconds})
     reporter.note(f"best at step {best:,}: Fréchet distance {training.distances[best]:.3g}")
     remove_checkpoint(checkpoint)
     return load_generator(finished)[0]
@@ -127,7 +134,7 @@ def _refuse_another(path: Path, found: dict[str, Any], origin: dict[str, Any]) -
         raise RunError(f"{path}: is of another {' and '.join(differing)}; choose another --out")
 
 
-def _judge(images: Tensor, folder: Path, config: RunConfig, reporter: Reporter) -> Encoder:
+def _judge(images: Tensor, folder: Path, config: RunConfig, origin: dict[str, Any], reporter: Reporter) -> Encoder:
     """A briefly pretrained encoder of the same images, whose features tell them apart better than pixels do."""
     path = folder / FILES["judge"]
     if not path.exists():
@@ -139,8 +146,9 @@ def _judge(images: Tensor, folder: Path, config: RunConfig, reporter: Reporter) 
                 lambda now: on_step(now.step, now.steps, now.losses[-1]),
                 lambda: False,
             )
-        save_encoder(training.encoder, path, "float")
+        save_encoder(training.encoder, path, "float", origin)
         remove_checkpoint(folder / FILES["pretraining"])
+    _refuse_another(path, encoder_origin(path), origin)
     return load_encoder(path)[0]
 
 

@@ -53,6 +53,11 @@ class GeneratorConfig:
         return sizes
 
     @property
+    def hidden(self) -> int:
+        """Width of the discriminator's layer that sees a whole image at once."""
+        return self.features * _WIDEST
+
+    @property
     def maps(self) -> list[int]:
         """Channels of each of these: of the images first, of the smallest maps last."""
         return [self.channels, *(self.features * min(2**stage, _WIDEST) for stage in range(len(self.sizes) - 1))]
@@ -90,7 +95,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """From images to a number that is large where an image looks real: strided convolutions and a linear layer."""
+    """From images to a number that is large where an image looks real: strided convolutions and two linear layers."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -98,7 +103,8 @@ class Discriminator(nn.Module):
         layers: list[nn.Module] = []
         for fine, coarse in pairwise(maps):
             layers += [nn.Conv2d(fine, coarse, 3, stride=2, padding=1), nn.LeakyReLU(_SLOPE)]
-        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(maps[-1] * height * width, 1))
+        layers += [nn.Flatten(), nn.Linear(maps[-1] * height * width, config.hidden), nn.LeakyReLU(_SLOPE)]
+        self.layers = nn.Sequential(*layers, nn.Linear(config.hidden, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Judges images [B, C, H, W] from 0 to 1; gives [B]."""

@@ -36,10 +36,10 @@ _STREAM = 1  # of latents; that of GeneratedDataset is 0
 class GanConfig:
     """All that decides the result, but for the images."""
 
-    steps: int = 3000
+    steps: int = 6000
     batch_size: int = 64
     lr: float = 1e-3  # of Adam
-    r1: float = 0.01  # weight of half the squared gradient at real images from 0 to 1
+    r1: float = 0.2  # weight of half the squared gradient at real images from 0 to 1
     r1_every: int = 8  # steps between its uses, each weighing so many times more
     average: float = 0.995  # share that a step leaves of the moving average
     translate: float = 0.0625  # see gan_transform
@@ -199,7 +199,8 @@ class GanTraining:
         if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
             raise DivergedError(
                 f"the {name}'s loss became {loss.item()}, its gradient {norm.item()}, at step {self.step + 1} of "
-                f"{self.steps}: training has diverged; try a smaller learning rate or a larger r1"
+                f"{self.steps}: training has diverged; try a smaller learning rate or a larger r1",
+                self.step + 1,
             )
         self._optimizers[name].step()
 
