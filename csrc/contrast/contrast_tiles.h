@@ -25,8 +25,8 @@ struct Tile {
   int64_t i0, j0;                // of the tile's corner
   int64_t live_rows, live_cols;  // of the whole matrix: what lies beyond is padding
   // What follows is indexed from the tile's corner.
-  const int32_t* row_group;  // pairs of one group are left out; null: none
-  const int32_t* col_group;  // readable up to a panel beyond the columns
+  const int32_t* row_group;    // pairs of one group are left out; null: none
+  const int32_t* col_group;    // readable up to a panel beyond the columns
   const float* row_reference;  // sum, safe: log2 of what each row's sum is relative to
   const float* col_reference;
   const float* row_weight;  // gradient: scale grad 2^-lse; safe: scale grad
