@@ -475,9 +475,13 @@ def test_a_signal_after_the_training(
 ):
     """Evaluation, compression and report have no step to wait for; the trained encoder's checkpoint stands."""
     monkeypatch.setattr("fastcl.cli.run.require_run_extra", lambda: None)
-    with monkeypatch.context() as patch:
-        patch.setattr("fastcl.run.evaluate", lambda *arguments: os.kill(os.getpid(), number))
-        result = CliRunner().invoke(app, ["run", *tiny_flags(), "--out", str(tmp_path)])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores Ctrl-C
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("fastcl.run.evaluate", lambda *arguments: os.kill(os.getpid(), number))
+            result = CliRunner().invoke(app, ["run", *tiny_flags(), "--out", str(tmp_path)])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert result.exit_code == 128 + number, result.output
     assert f"stopped; to go on: fastcl run --resume --out {tmp_path}" in result.output
     assert load_checkpoint(tmp_path / CHECKPOINT)[1]["step"] == 20
