@@ -228,6 +228,7 @@ def plot() -> None:
         xlabel="N (2N rows)", ylabel="ms", title=f"NT-Xent, forward and backward, {torch.get_num_threads()} threads"
     )
     axes.set_xticks(sizes, [str(n) for n in sizes])
+    axes.set_xticks([], minor=True)
     axes.legend()
     axes.grid(alpha=0.3)
     figure.tight_layout()
