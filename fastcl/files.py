@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import tempfile
@@ -14,6 +13,11 @@ from typing import Any
 from torch import Tensor
 
 from fastcl.errors import CheckpointError, RunError, run_extra
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["TEMPORARY", "locked", "pack_tensors", "read_tensors", "write_atomically"]
 
@@ -67,9 +71,14 @@ def _keep(path: Path, previous: Path, between: Path) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Keeps other processes out of a folder; the system lets go of it when this process ends, however it ends.
 
+    Where the system or the file system has no such locks, it is up to the user.
+
     Raises:
         RunError: where another process has it.
     """
+    if fcntl is None:
+        yield
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -78,7 +87,7 @@ def locked(folder: Path) -> Iterator[None]:
             raise RunError(
                 f"{folder}: another process of fastcl is at work there; wait until it ends, or choose another --out"
             ) from error
-        except OSError:  # a file system without locks: then it is up to the user
+        except OSError:  # a file system without locks
             pass
         _locks.add(descriptor)
         yield
@@ -97,7 +106,8 @@ def _let_go() -> None:
     _locks.clear()
 
 
-os.register_at_fork(after_in_child=_let_go)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def pack_tensors(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:

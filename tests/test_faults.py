@@ -506,6 +506,17 @@ def test_two_processes_in_one_folder(tmp_path: Path):
         run(CONFIG, out)
 
 
+def test_a_system_without_locks(tmp_path: Path):
+    """As Windows is; in a process of its own, where fastcl is imported anew."""
+    code = (
+        "import os, sys, torch; sys.modules['fcntl'] = None; del os.register_at_fork\n"
+        "from pathlib import Path; from fastcl.files import locked\n"
+        "with locked(Path(sys.argv[1])), locked(Path(sys.argv[1])): print('both')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=100)
+    assert done.stdout == "both\n", done.stderr
+
+
 def test_a_worker_that_outlives_its_parent_does_not_hold_the_folder(tmp_path: Path):
     from fastcl.files import locked
 
