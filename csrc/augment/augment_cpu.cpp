@@ -485,7 +485,7 @@ int64_t value_bytes(PixelType type) { return type == PixelType::kUint8 ? 1 : typ
 }  // namespace
 
 void augment_sample(const AugmentSample& problem) {
-  parallel_for(problem.n, 256, [&](int64_t begin, int64_t end) {
+  parallel_for(problem.n, 64, [&](int64_t begin, int64_t end) {
     AugmentStream stream = problem.stream;
     for (int64_t i = begin; i < end; ++i) {
       if (problem.shapes) {

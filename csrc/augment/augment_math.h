@@ -310,9 +310,9 @@ FASTCL_HD inline bool params_fit(const AugmentParams& p, const AugmentApply& a, 
   const auto require = [&](bool fits, const float* column) {
     if (!fits && column - value < *bad) *bad = column - value;
   };
-  // NaN fails every comparison.
+  // NaN fails every comparison; `most` is below 2^31.
   const auto whole = [&](const float& v, float least, float most) {
-    require(v >= least && v <= most && std::nearbyint(v) == v, &v);
+    require(v >= least && v <= most && float(int32_t(v)) == v, &v);
   };
   for (int64_t i = 0; i < kParams; ++i) require(std::fabs(value[i]) <= 3.402823466e38f, value + i);
   whole(p.crop_top, 0, float(a.height - 1));

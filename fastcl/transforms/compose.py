@@ -414,6 +414,7 @@ class Compose:
                     step.add_to(self.passes[-1])
             self.passes[-1].transforms.append(transform)
         self._recipes = [plan.recipes(number) for number, plan in enumerate(self.passes)]
+        self._rows = [recipes.unbind() for recipes, _ in self._recipes]
         self.recipe = torch.cat([recipes for recipes, _ in self._recipes])
         many = len(self.passes) > 1
         self.param_names = tuple(
@@ -612,7 +613,7 @@ class Compose:
         stream = {"seed": seed, "epoch": epoch, "view": view}
         for number, (plan, (recipes, which)) in enumerate(zip(self.passes, self._recipes, strict=True)):
             out_size = plan.output_size(size)
-            rows = [_sample_pass(recipe, index, size, out_size, stream) for recipe in recipes]
+            rows = [_sample_pass(recipe, index, size, out_size, stream) for recipe in self._rows[number]]
             own = [*plan.own, *([plan.outside] if plan.outside else [])]
             table = rows[0]
             chosen: tuple[Tensor, ...] = ()
@@ -696,12 +697,14 @@ def draw_views(
             numbers[id(transform)] = transform._numbers(len(batch), index, batch.device)
         tables.append(transform._sample(numbers[id(transform)][0], size, numbers[id(transform)][1], epoch, view))
     hows = [transform.pass_arguments(batch.dtype) for transform, _ in views]
-    one_call = len(hows[0]) == 1 and "outside_fill" not in hows[0][0]
-    if len(views) > 1 and one_call and all(how == hows[0] for how in hows):
+    one_call = len(hows[0]) == 1 and "outside_fill" not in hows[0][0] and all(how == hows[0] for how in hows)
+    if one_call:
         sizes = [transform.passes[0].output_size(size) for transform, _ in views]
         into = [view[None] for view in out] if out is not None and single else out
         if isinstance(batch, RaggedBatch):
             made = augment_views_ragged(batch, tables, sizes, **hows[0][0], out=into)
+        elif len(views) == 1:
+            made = [augment_apply(batch, tables[0], sizes[0], **hows[0][0], out=None if into is None else into[0])]
         else:
             made = augment_views(batch, tables, sizes, **hows[0][0], out=into)
         return list(out) if out is not None else [view[0] for view in made] if single else made
