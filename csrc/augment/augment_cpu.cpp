@@ -26,16 +26,23 @@ const AugmentRows& augment_rows() {
 }
 
 constexpr int64_t kStreamBytes = 16 << 20;     // float32 outputs of this size or more are written past the caches
-constexpr int64_t kBand = 1024;                // pixels that go through the colour ops together: they stay in L1
+constexpr int64_t kBand = 1024;                // pixels that go through the stages together: they stay in L1
 constexpr int64_t kRowThreadPixels = 1 << 14;  // fewer pixels of a view are not worth several threads
+
+// A band is so many rows of the output: about kBand pixels, a multiple of kRowStep.
+int64_t band_rows(int64_t width) {
+  int64_t rows = 1;
+  while (rows * width % kRowStep != 0) rows *= 2;
+  return rows * std::max<int64_t>(1, kBand / (rows * width));
+}
+int64_t band_pixels(const AugmentApply& a) { return std::min(band_rows(a.out_width), a.out_height) * a.out_width; }
 
 // What one image's view needs as a whole.
 struct Planes {
   explicit Planes(const AugmentApply& a)
       : plane(row_steps(a.out_height * a.out_width) + kRowStep),
-        height(a.height),
         image(a.channels * plane),
-        sums((a.out_height * a.out_width + kBand - 1) / kBand),
+        sums(a.out_height),
         axis_x(a.width, a.out_width, a.bicubic),
         axis_y(a.height, a.out_height, a.bicubic),
         kernel_x(a.out_width),
@@ -48,13 +55,11 @@ struct Planes {
     return spare.get();
   }
 
-  int64_t plane;         // from one channel of `image` to the next
-  int64_t height;        // of the highest image
-  Buffer<float> image;   // [channels, plane]
-  Buffer<float> spare;   // likewise
-  Buffer<double> sums;   // of the gray of each band
-  Buffer<float> narrow;  // a narrow crop: [runs, crop_height, kRowStep] pixels
-  bool has_other = false, has_narrow = false;
+  int64_t plane;        // from one channel of `image` to the next
+  Buffer<float> image;  // [channels, plane]
+  Buffer<float> spare;  // likewise
+  Buffer<double> sums;  // of the gray of each band
+  bool has_other = false;
   Axis axis_x, axis_y;
   Gaussian kernel_x, kernel_y;
 };
@@ -62,24 +67,24 @@ struct Planes {
 // One thread's rows.
 struct Lines {
   explicit Lines(const AugmentApply& a)
-      : pitch(row_steps(a.width) + 3 * kRowStep),
+      : row_pitch(row_steps(a.width) + 2 * kRowStep),
         padded_pitch(row_steps(3 * a.out_width) + 4 * kRowStep),
-        line_pitch(row_steps(std::max(a.out_width, kBand))),
-        source_row(a.channels * pitch),
-        pixels(a.channels_last ? row_steps(a.channels * a.width) : 0),
+        line_pitch(row_steps(std::max(kBand, band_pixels(a)))),
+        rows(kFewTaps * 3 * row_pitch),
+        mixed(a.channels_last ? 3 * a.width : 0),
         line(kBlurRows * line_pitch),
         half(kBand),
         padded(kBlurRows * padded_pitch),
         blur_rows(a.out_height * 2 + 2 * kBlurRows) {}
 
-  int64_t pitch;             // from one channel of `source_row` to the next
-  int64_t padded_pitch;      // from one row of `padded` to the next
-  int64_t line_pitch;        // from one row of `line` to the next
-  Buffer<float> source_row;  // one output row before the horizontal pass: [channels, pitch]
-  Buffer<float> pixels;      // the same where the channels come last: [width, channels]
-  Buffer<float> line;        // blurred rows, or bands, that are not stored as they are
-  Buffer<float> half;        // what is stored as half
-  Buffer<float> padded;      // [kBlurRows, padded_pitch]: rows with their reflected ends
+  int64_t row_pitch;     // from one of `rows` to the next
+  int64_t padded_pitch;  // from one row of `padded` to the next
+  int64_t line_pitch;    // from one row of `line` to the next
+  Buffer<float> rows;    // of a crop: pixels as they are, or blended ones
+  Buffer<float> mixed;   // blended ones whose channels come last
+  Buffer<float> line;    // blurred rows, or bands, that are not stored as they are
+  Buffer<float> half;    // what is stored as half
+  Buffer<float> padded;  // [kBlurRows, padded_pitch]: rows with their reflected ends
   Buffer<const float*> blur_rows;
   // Of warps; made when there is one.
   Buffer<float> weight;
@@ -91,10 +96,9 @@ struct Lines {
 // A sweep over the image through colour ops. Contrast needs the mean gray of what is before it, so it starts a new
 // sweep, and the sweep before it sums that up.
 struct Sweep {
-  int begin, end;    // of color_op, the contrast that begins it included
-  float mean;        // of the gray before that contrast
-  bool sums, last;   // a contrast follows, or nothing
-  int64_t done = 0;  // pixels
+  int begin, end;   // of color_op, the contrast that begins it included
+  float mean;       // of the gray before that contrast
+  bool sums, last;  // a contrast follows, or nothing
 };
 
 // One view of one image on its way through the stages. `lines`: of the one thread that does it all; null: the stages
@@ -111,6 +115,8 @@ class View {
         height_(a.out_height),
         width_(a.out_width),
         pixels_(height_ * width_),
+        band_rows_(band_rows(width_)),
+        bands_((height_ + band_rows_ - 1) / band_rows_),
         stream_(stream),
         blur_(p_.blur_sigma > 0),
         whole_(p_.sharpen != 0 || p_.autocontrast != 0 || p_.equalize != 0),
@@ -122,19 +128,21 @@ class View {
   void run() {
     Sweep sweep = next_sweep(0, false, 0);
     const bool warps = !is_identity_map(p_);
-    // Without a warp, and on one thread, a row's colours are changed while it is in L1.
-    Sweep* follow = warps || !lines_ ? nullptr : &sweep;
+    // Pixels are resampled on their way into the first sweep, unless there is a warp before it.
+    const Sweep first = warps ? Sweep{0, 0, 0, false, false} : sweep;
     if (a_.image_type == PixelType::kUint8)
-      crop_resize_flip<uint8_t>(rows_.blend_bytes, follow);
+      crop_resize_flip<uint8_t>(first);
     else
-      crop_resize_flip<float>(rows_.blend_floats, follow);
-    if (warps) warp();
-    for (;;) {
-      sweep_to(&sweep, pixels_);
-      if (sweep.last) break;
+      crop_resize_flip<float>(first);
+    if (warps) {
+      warp();
+      sweep_image(sweep);
+    }
+    while (!sweep.last) {
       double gray = 0;
-      for (int64_t band = 0; band * kBand < pixels_; ++band) gray += s_.sums[band];
+      for (int64_t band = 0; band < bands_; ++band) gray += s_.sums[band];
       sweep = next_sweep(sweep.end, true, gray / double(pixels_));
+      sweep_image(sweep);
     }
     if (blur_) blur();
     if (whole_) finish();
@@ -154,71 +162,45 @@ class View {
       if (stream_) rows_.stream_end();
     });
   }
+  template <class F>
+  void each_band(F&& f) {
+    each(bands_, std::max<int64_t>(1, kRowThreadPixels / 4 / (band_rows_ * width_)),
+         [&](Lines& lines, int64_t begin, int64_t end) {
+           for (int64_t band = begin; band < end; ++band) f(lines, band);
+         });
+  }
   // So many rows of the output for each thread at least.
   int64_t row_grain() const { return std::max<int64_t>(1, kRowThreadPixels / 4 / width_); }
 
-  template <class Pixel, class Blend>
-  void crop_resize_flip(Blend blend, Sweep* sweep) {
-    const int64_t crop_height = int64_t(p_.crop_height), crop_width = int64_t(p_.crop_width), channels = a_.channels;
-    s_.axis_x.build(crop_width, width_, p_.hflip != 0);
-    s_.axis_y.build(crop_height, height_, p_.vflip != 0);
-    const ResizeTaps &across = s_.axis_x.table, &down = s_.axis_y.table;
-    const int64_t step = a_.channels_last ? channels : 1;  // from a pixel to its right neighbour
-    const int64_t row_pitch = a_.width * step;
-    const Pixel* image = static_cast<const Pixel*>(a_.images) + number_ * channels * a_.height * a_.width;
-    const Pixel* crop = image + (int64_t(p_.crop_top) * a_.width + int64_t(p_.crop_left)) * step;
-    // A crop's row is one run of memory for each channel, or one for all where the channels come last.
-    const int64_t runs = a_.channels_last ? 1 : channels, run = crop_width * step;
-    BlendRows<Pixel> source = {crop,    row_pitch, a_.height * a_.width, nullptr, down.stride, down.taps, runs, run,
-                               nullptr, 0};
-    if (run < kRowStep) copy_narrow(crop_height, &source);
-    // The cubic filter overshoots; what is not bytes is left as it is, as in torchvision.
-    const bool clamps = a_.bicubic && a_.image_type == PixelType::kUint8;
-    each(height_, row_grain(), [&](Lines& lines, int64_t begin, int64_t end) {
-      BlendRows<Pixel> rows = source;
-      rows.out = a_.channels_last ? lines.pixels.get() : lines.source_row.get();
-      rows.out_pitch = lines.pitch;
-      // The last vector of a row writes beyond it: into the next row, which must not be another thread's.
-      float* last_row = lines_ ? nullptr : lines.line.get();
-      for (int64_t y = begin; y < end; ++y) {
-        rows.in = source.in + down.first[y] * source.pitch;
-        rows.weight = down.weight + y;
-        blend(rows);
-        const float* row = lines.source_row.get();
-        if (a_.channels_last) split_channels(rows.out, channels, crop_width, lines.source_row.get(), lines.pitch);
-        float* out = channel(0) + y * width_;
-        if (last_row && y + 1 == end && end < height_) {
-          for (int64_t c = 0; c < channels; ++c) {
-            rows_.resize(across, row + c * lines.pitch, lines.pitch, 1, last_row, 0);
-            std::copy(last_row, last_row + width_, out + c * s_.plane);
-          }
-        } else {
-          rows_.resize(across, row, lines.pitch, channels, out, s_.plane);
-        }
-        for (int64_t c = 0; c < channels && clamps; ++c) clamp_row(out + c * s_.plane, width_, bound_);
-        // What the last vector wrote beyond the row, the next row overwrites: it must not be used before.
-        if (sweep) sweep_to(sweep, (y + 1) * width_ / kBand * kBand);
-      }
-    });
-  }
-
-  // Lets the runs of a narrow crop be read a whole vector at a time: not beyond the images, but from a copy.
+  // Every row of the crop on its way through the sweep.
   template <class Pixel>
-  void copy_narrow(int64_t crop_height, BlendRows<Pixel>* rows) {
-    if (!s_.has_narrow) s_.narrow = Buffer<float>(a_.channels * s_.height * kRowStep);
-    s_.has_narrow = true;
-    Pixel* copy = reinterpret_cast<Pixel*>(s_.narrow.get());
-    for (int64_t r = 0; r < rows->runs; ++r)
-      for (int64_t y = 0; y < crop_height; ++y) {
-        const Pixel* in = rows->in + r * rows->run_pitch + y * rows->pitch;
-        Pixel* to = copy + (r * crop_height + y) * kRowStep;
-        std::fill(to, to + kRowStep, Pixel(0));
-        std::copy(in, in + rows->n, to);
-      }
-    rows->in = copy;
-    rows->pitch = kRowStep;
-    rows->run_pitch = crop_height * kRowStep;
-    rows->n = kRowStep;
+  void crop_resize_flip(const Sweep& sweep) {
+    s_.axis_x.build(int64_t(p_.crop_width), width_, p_.hflip != 0);
+    s_.axis_y.build(int64_t(p_.crop_height), height_, p_.vflip != 0);
+    rows_.place(&s_.axis_x.table);
+    const Pixel* images = static_cast<const Pixel*>(a_.images);
+    const int64_t pixels = a_.height * a_.width;
+    Resample<Pixel> crop{};
+    crop.step = a_.channels_last ? a_.channels : 1;
+    crop.in =
+        images + number_ * a_.channels * pixels + (int64_t(p_.crop_top) * a_.width + int64_t(p_.crop_left)) * crop.step;
+    crop.end = images + a_.n * a_.channels * pixels;
+    crop.pitch = a_.width * crop.step;
+    crop.channel_pitch = a_.channels_last ? 1 : pixels;
+    crop.width = int64_t(p_.crop_width);
+    crop.across = s_.axis_x.table;
+    crop.down = s_.axis_y.table;
+    // The cubic filter overshoots; what is not bytes is left as it is, as in torchvision.
+    crop.clamps = a_.bicubic && a_.image_type == PixelType::kUint8;
+    crop.bound = bound_;
+    each_band([&](Lines& lines, int64_t band) {
+      Resample<Pixel> source = crop;
+      source.row_pitch = lines.row_pitch;
+      source.rows = reinterpret_cast<Pixel*>(lines.rows.get());
+      source.lines = lines.rows.get();
+      source.mixed = lines.mixed.get();
+      sweep_band(sweep, band, lines, &source);
+    });
   }
 
   void warp() {
@@ -260,18 +242,15 @@ class View {
     return {begin, end, float(mean), end < 4, end == 4};
   }
 
-  // Takes the bands of pixels up to `ready`, which is a multiple of kBand or all, through the sweep.
-  void sweep_to(Sweep* sweep, int64_t ready) {
-    const int64_t first = sweep->done / kBand, bands = (ready - sweep->done + kBand - 1) / kBand;
-    if (bands <= 0) return;
-    sweep->done = ready;
-    each(bands, std::max<int64_t>(1, kRowThreadPixels / 4 / kBand), [&](Lines& lines, int64_t begin, int64_t end) {
-      for (int64_t band = first + begin; band < first + end; ++band) sweep_band(*sweep, band, lines);
-    });
+  void sweep_image(const Sweep& sweep) {
+    each_band([&](Lines& lines, int64_t band) { sweep_band<float>(sweep, band, lines, nullptr); });
   }
 
-  void sweep_band(const Sweep& sweep, int64_t band, Lines& lines) {
-    const int64_t at = band * kBand, n = std::min(kBand, pixels_ - at);
+  // Takes a band of the crop, or of the image, through the sweep: to the image, or the output if nothing else is left.
+  template <class Pixel>
+  void sweep_band(const Sweep& sweep, int64_t band, Lines& lines, Resample<Pixel>* crop) {
+    const int64_t row = band * band_rows_, rows = std::min(band_rows_, height_ - row);
+    const int64_t at = row * width_, n = rows * width_;
     const bool ends = sweep.last && !blur_ && !whole_,
                converts = ends && a_.out_type != PixelType::kUint8 && !point_ops_;
     const bool direct = a_.out_type == PixelType::kFloat32;
@@ -287,11 +266,16 @@ class View {
     run.gray = sweep.last && p_.grayscale != 0 && a_.channels == 3;
     run.sum = sweep.sums;
     run.channels = a_.channels == 3 ? 3 : 1;
-    run.n = n;
+    run.begin = crop ? row : 0;
+    run.end = crop ? row + rows : 1;
+    run.n = crop ? width_ : n;
     for (int64_t c = 0; c < a_.channels; c += run.channels) {
-      run.stream = direct;
+      source_of(crop, &run);
+      run.stream = converts && direct && (!crop || width_ % kRowStep == 0);
       for (int64_t k = 0; k < run.channels; ++k) {
-        run.channel[k] = channel(c + k) + at;
+        float* pixels = channel(c + k) + at;
+        run.plane[k] = run.out[k] = pixels;
+        run.factor[k] = 1;
         if (!converts) continue;
         const Target to = target(c + k, at);
         run.out[k] = direct ? static_cast<float*>(a_.out) + to.at : lines.line.get() + k * lines.line_pitch;
@@ -299,7 +283,7 @@ class View {
         run.add[k] = to.add;
         run.stream &= aligned(run.out[k]);
       }
-      if (converts || run.ops > 0 || run.gray || run.sum) {
+      if (crop || converts || run.ops > 0 || run.gray || run.sum) {
         const double sum = rows_.color(run);
         if (run.sum) s_.sums[band] = sum;
       }
@@ -307,12 +291,15 @@ class View {
         if (converts) {
           if (!direct) store_half(run.out[k], n, target(c + k, at).at);
         } else {
-          point_ops(run.channel[k], n);
-          store(c + k, at, run.channel[k], n, lines);
+          point_ops(run.out[k], n);
+          store(c + k, at, run.out[k], n, lines);
         }
       }
+      if (crop) crop->in += run.channels * crop->channel_pitch;
     }
   }
+  static void source_of(const Resample<uint8_t>* crop, ColorRun* run) { run->bytes = crop; }
+  static void source_of(const Resample<float>* crop, ColorRun* run) { run->floats = crop; }
 
   void point_ops(float* values, int64_t n) {
     const float noise = step_noise(bound_);
@@ -449,7 +436,7 @@ class View {
   const int64_t number_;
   Planes& s_;
   Lines* const lines_;
-  const int64_t height_, width_, pixels_;
+  const int64_t height_, width_, pixels_, band_rows_, bands_;
   const bool stream_;  // whether float32 output goes past the caches
   const bool blur_, whole_, point_ops_;
   float bound_;     // the largest value: 255 or 1, as the images'

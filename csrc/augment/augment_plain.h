@@ -10,23 +10,6 @@
 namespace fastcl {
 namespace {
 
-// One row of pixels into its planes, `pitch` apart.
-FASTCL_INLINE void split_loop(const float* in, int64_t channels, int64_t n, float* __restrict out, int64_t pitch) {
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t i = 0; i < n; ++i) out[c * pitch + i] = in[i * channels + c];
-}
-FASTCL_MULTIVERSION void split_channels(const float* in, int64_t channels, int64_t n, float* __restrict out,
-                                        int64_t pitch) {
-  if (channels == 3)
-    split_loop(in, 3, n, out, pitch);
-  else
-    split_loop(in, channels, n, out, pitch);
-}
-
-FASTCL_MULTIVERSION void clamp_row(float* v, int64_t n, float bound) {
-  for (int64_t i = 0; i < n; ++i) v[i] = clamp(v[i], bound);
-}
-
 FASTCL_MULTIVERSION void quantize_row(const float* in, int64_t n, float scale, float offset, uint8_t* __restrict out) {
   for (int64_t i = 0; i < n; ++i) out[i] = quantized(in[i], scale, offset);
 }

@@ -15,41 +15,54 @@ namespace fastcl {
 
 constexpr int64_t kRowStep = 16;  // a multiple of every instruction set's lanes
 constexpr int kBlurRows = 4;      // output rows that blur_y makes at a time
+constexpr int kFewTaps = 8;       // as many rows at most are resampled without a detour through memory
 
 constexpr int64_t row_steps(int64_t n) { return (n + kRowStep - 1) / kRowStep * kRowStep; }
 
-// One axis of an antialiased resize: out[i] = sum over t of weight[t * stride + i] in[first[i] + t].
+// One axis of an antialiased resize: out[i] = sum over t of weight[t * stride + i] in[first[i] + t]. AugmentRows::place
+// cuts it into vectors and counts `first` from each one's base.
 struct ResizeTaps {
   int64_t n;       // outputs
   int64_t stride;  // row_steps(n)
   int64_t taps;
-  const int32_t* first;  // [stride]
-  const float* weight;   // [taps, stride]
+  int32_t* first;       // [stride]
+  const float* weight;  // [taps, stride]
+  int32_t* base;        // [stride / lanes]
+  bool near;            // whether each vector's taps lie within two vectors from its base on
+  int64_t reach;        // what is read of a row then, from its begin on
 };
 
-// out[r, i] = sum over t of weight[t * weight_stride] in[r * run_pitch + t * pitch + i].
+// A crop on its way to the output's size.
 template <class Pixel>
-struct BlendRows {
-  const Pixel* in;
-  int64_t pitch, run_pitch;
-  const float* weight;
-  int64_t weight_stride, taps;
-  int64_t runs, n;
-  float* out;
-  int64_t out_pitch;
+struct Resample {
+  const Pixel* in;               // the crop's first pixel
+  const Pixel* end;              // of the memory it lies in
+  int64_t pitch, channel_pitch;  // from row to row, from channel to channel
+  int64_t step, width;           // from a pixel to its right neighbour; pixels in a row
+  ResizeTaps across, down;
+  bool clamps;  // to 0 and bound
+  float bound;
+  // Scratch; row_pitch is 2 kRowStep more than row_steps(width).
+  int64_t row_pitch;
+  Pixel* rows;   // [kFewTaps, 3, row_pitch]
+  float* lines;  // [3, row_pitch]
+  float* mixed;  // [3 width], where the channels come last
 };
 
-// Some of ColorOp, one after another, on n pixels of one plane or of three.
+// Rows of a crop or of planes, through some of ColorOp, one after another, to an output.
 struct ColorRun {
-  float* channel[3];
-  int64_t channels, n;  // channels: 1 or 3; of one, only brightness and contrast do anything
+  int64_t channels;                // 1 or 3; of one, only brightness and contrast do anything
+  const Resample<uint8_t>* bytes;  // where the pixels come from
+  const Resample<float>* floats;   // likewise
+  const float* plane[3];           // likewise, if both are null
+  int64_t begin, end, n;           // rows and pixels in a row; those of planes are one row
   int op[4];
   int ops;
   float brightness, contrast, contrast_add, saturation, hue;  // contrast: v * contrast + contrast_add
   float bound;                                                // the largest value
   bool gray;                                                  // comes last
   bool sum;                                                   // whether the sum of the gray is wanted
-  float* out[3];  // null: in place; else exactly out[c][i] = value * factor[c] + add[c]
+  float* out[3];  // row after row exactly value * factor[c] + add[c]; may be `plane`
   float factor[3], add[3];
   bool stream;  // out: past the caches
 };
@@ -67,13 +80,9 @@ struct BlurRows {
 };
 
 struct AugmentRows {
-  // One row of each run by its taps in y, exactly run.n values, which are kRowStep or more.
-  void (*blend_bytes)(const BlendRows<uint8_t>& run);
-  void (*blend_floats)(const BlendRows<float>& run);
-  // One row of each channel by its taps in x; may read 2 kRowStep values beyond the last tap.
-  void (*resize)(const ResizeTaps& taps, const float* in, int64_t in_pitch, int64_t channels, float* out,
-                 int64_t out_pitch);
-  // The sum of the gray of exactly n pixels, or 0.
+  // Sets base, near and reach, once `first` ascends, or descends for a mirrored row.
+  void (*place)(ResizeTaps* taps);
+  // The sum of the gray, or 0.
   double (*color)(const ColorRun& run);
   // bound - v where v is not below the threshold
   void (*solarize)(float* v, int64_t n, float threshold, float bound);

@@ -3,6 +3,7 @@
 
 #include "augment/augment_color.h"
 #include "augment/augment_rows.h"
+#include "augment/augment_sources.h"
 
 namespace fastcl {
 
@@ -15,68 +16,30 @@ struct AugmentLoops {
 
   using Color = AugmentColor<V>;
 
-  static FASTCL_INLINE F load(const uint8_t* p) { return V::load_bytes(p); }
-  static FASTCL_INLINE F load(const float* p) { return V::load(p); }
+  static constexpr int kSide = kLanes == 16 ? 2 : 1;  // vectors of each channel, as many as there are registers for
 
-  // kTaps: taps, 0: any number. The last vector may overlap the one before it: nothing beyond the pixels is read.
-  template <int kTaps, class Pixel>
-  static FASTCL_INLINE void blend_taps(const BlendRows<Pixel>& rows) {
-    const BlendRows<Pixel> b = rows;  // a copy: the stores could change the argument
-    const int64_t taps = kTaps ? kTaps : b.taps;
-    F first[kTaps ? kTaps : 1];
-    FASTCL_UNROLL for (int t = 0; t < kTaps; ++t) first[t] = V::set(b.weight[t * b.weight_stride]);
-    const auto weight = [&](int64_t t) { return kTaps ? first[t] : V::set(b.weight[t * b.weight_stride]); };
-    for (int64_t r = 0; r < b.runs; ++r) {
-      const Pixel* in = b.in + r * b.run_pitch;
-      float* out = b.out + r * b.out_pitch;
-      for (int64_t i = 0; i < b.n; i += kLanes) {
-        const int64_t at = i + kLanes <= b.n ? i : b.n - kLanes;
-        F sum = V::mul(load(in + at), weight(0));
-        for (int64_t t = 1; t < taps; ++t) sum = V::fma(load(in + t * b.pitch + at), weight(t), sum);
-        V::store(out + at, sum);
-      }
+  static FASTCL_INLINE void put(bool stream, float* p, F v) { stream ? V::stream(p, v) : V::store(p, v); }
+
+  static void place(ResizeTaps* taps) {
+    const ResizeTaps t = *taps;
+    int64_t reach = 0;
+    bool near = true;
+    // The vectors that are made side by side share what they look up, if that is enough for all.
+    for (int64_t i = 0, next; i < t.stride; i = next) {
+      const auto from = [&](int64_t end) { return t.first[i] < t.first[end - 1] ? t.first[i] : t.first[end - 1]; };
+      const auto span = [&](int64_t end) {
+        return (t.first[i] < t.first[end - 1] ? t.first[end - 1] : t.first[i]) + t.taps - from(end);
+      };
+      next = i + kSide * kLanes;
+      if (next > t.stride || span(next) > 2 * kLanes) next = i + kLanes;
+      near = near && span(next) <= 2 * kLanes;
+      const int32_t base = from(next);
+      reach = base + 2 * kLanes > reach ? base + 2 * kLanes : reach;
+      for (int64_t j = i; j < next; j += kLanes) t.base[j / kLanes] = base;
+      for (int64_t j = i; j < next; ++j) t.first[j] -= base;
     }
-  }
-
-  template <class Pixel>
-  static void blend(const BlendRows<Pixel>& rows) {
-    rows.taps == 2 ? blend_taps<2>(rows) : blend_taps<0>(rows);  // 2: enlarging
-  }
-
-  static void resize(const ResizeTaps& table, const float* in, int64_t in_pitch, int64_t channels, float* out,
-                     int64_t out_pitch) {
-    const ResizeTaps t = table;
-    for (int64_t i = 0; i < t.stride; i += kLanes) {
-      // The first taps ascend, or descend for a mirrored row.
-      const int32_t left = t.first[i], right = t.first[i + kLanes - 1];
-      const int32_t base = left < right ? left : right, span = (left < right ? right : left) - base + int32_t(t.taps);
-      const float *from = in + base, *weight = t.weight + i;
-      const I at = V::add_int(V::load_int(t.first + i), -base);
-      if (t.taps == 2 && span <= 2 * kLanes) {
-        const I next = V::add_int(at, 1);
-        const F weight0 = V::load(weight), weight1 = V::load(weight + t.stride);
-        for (int64_t c = 0; c < channels; ++c) {
-          const F low = V::load(from + c * in_pitch), high = V::load(from + c * in_pitch + kLanes);
-          const F product = V::mul(V::lookup(low, high, at), weight0);
-          V::store(out + c * out_pitch + i, V::fma(V::lookup(low, high, next), weight1, product));
-        }
-        continue;
-      }
-      for (int64_t c = 0; c < channels; ++c, from += in_pitch) {
-        F sum;
-        if (span <= 2 * kLanes) {
-          const F low = V::load(from), high = V::load(from + kLanes);
-          sum = V::mul(V::lookup(low, high, at), V::load(weight));
-          for (int32_t k = 1; k < t.taps; ++k)
-            sum = V::fma(V::lookup(low, high, V::add_int(at, k)), V::load(weight + k * t.stride), sum);
-        } else {
-          sum = V::mul(V::gather(from, at), V::load(weight));
-          for (int64_t k = 1; k < t.taps; ++k)
-            sum = V::fma(V::gather(from + k, at), V::load(weight + k * t.stride), sum);
-        }
-        V::store(out + c * out_pitch + i, sum);
-      }
-    }
+    taps->near = near;
+    taps->reach = reach;
   }
 
   template <int kValue>
@@ -84,37 +47,23 @@ struct AugmentLoops {
     static constexpr int value = kValue;
   };
 
-  static FASTCL_INLINE void put(bool stream, float* p, F v) { stream ? V::stream(p, v) : V::store(p, v); }
-  static FASTCL_INLINE void put_some(float* p, F v, int64_t n) {
-    float lanes[kLanes];
-    V::store(lanes, v);
-    for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
-  }
-
   // Pixels are loaded once, taken through all ops in registers and stored once.
-  template <int kChannels>
-  static FASTCL_INLINE double color_of(const ColorRun& run_) {
+  template <int kChannels, class Source>
+  static double color_of(const ColorRun& run_, Source source) {
     const ColorRun run = run_;  // a copy: the stores could change the argument
     const typename Color::Factors factors =
         Color::factors(run.brightness, run.contrast, run.contrast_add, run.saturation, run.hue, run.bound);
     F sum = V::set(0.f);
-    double rest = 0;
-    const auto pixels = [&](auto number, int64_t i, int64_t left) {
+    const auto pixels = [&](auto number, int64_t x, int64_t at, int64_t left) {
       constexpr int kCount = decltype(number)::value;
       F v[kChannels][kCount];
-      FASTCL_UNROLL for (int c = 0; c < kChannels; ++c) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) v[c][k] =
-          V::load(run.channel[c] + i + k * kLanes);
+      source.load(x, v);
       for (int o = 0; o < run.ops; ++o) Color::template apply<kChannels, kCount>(run.op[o], v, factors);
       if (run.sum) {
         FASTCL_UNROLL for (int k = 0; k < kCount; ++k) {
           const F luma = kChannels == 3 ? Color::gray(v[0][k], v[kChannels / 2][k], v[kChannels - 1][k]) : v[0][k];
-          if (left >= kLanes) {
-            sum = V::add(sum, luma);
-          } else {
-            float lanes[kLanes];
-            V::store(lanes, luma);
-            for (int64_t x = 0; x < left; ++x) rest += double(lanes[x]);
-          }
+          const bool whole = left >= (k + 1) * kLanes;
+          sum = V::add(sum, whole ? luma : V::keep_first(luma, left - k * kLanes));
         }
       }
       if constexpr (kChannels == 3) {
@@ -123,23 +72,39 @@ struct AugmentLoops {
               Color::gray(v[0][k], v[1][k], v[2][k]);
       }
       FASTCL_UNROLL for (int c = 0; c < kChannels; ++c) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) {
-        if (!run.out[0]) {
-          V::store(run.channel[c] + i + k * kLanes, v[c][k]);
-          continue;
-        }
-        float* out = run.out[c] + i + k * kLanes;
+        float* out = run.out[c] + at + k * kLanes;
         const F value = V::fma(v[c][k], V::set(run.factor[c]), V::set(run.add[c]));
-        left >= kLanes ? put(run.stream, out, value) : put_some(out, value, left);
+        left >= (k + 1) * kLanes ? put(run.stream, out, value) : V::store_first(out, value, left - k * kLanes);
       }
     };
-    constexpr int kSide = kLanes == 16 ? 2 : 1;  // as many as there are registers for
-    int64_t i = 0;
-    for (; i + kSide * kLanes <= run.n; i += kSide * kLanes) pixels(Count<kSide>(), i, kLanes);
-    for (; i < run.n; i += kLanes) pixels(Count<1>(), i, run.n - i);
-    return double(V::sum(sum)) + rest;
+    int64_t at = 0;
+    for (int64_t y = run.begin; y < run.end; ++y, at += run.n) {
+      source.begin(y);
+      int64_t x = 0;
+      for (; x + (kSide - 1) * kLanes < run.n; x += kSide * kLanes) pixels(Count<kSide>(), x, at + x, run.n - x);
+      for (; x < run.n; x += kLanes) pixels(Count<1>(), x, at + x, run.n - x);
+    }
+    return double(V::sum(sum));
   }
 
-  static double color(const ColorRun& run) { return run.channels == 3 ? color_of<3>(run) : color_of<1>(run); }
+  template <int kChannels, class Pixel>
+  static double color_crop(const ColorRun& run, const Resample<Pixel>& crop) {
+    const Resample<Pixel> r = crop;  // a copy: the stores could change the argument
+    if (!r.across.near || r.down.taps > kFewTaps) return color_of<kChannels>(run, ManyTaps<V, Pixel, kChannels>(r));
+    // Enlarging takes two taps.
+    if (r.across.taps == 2 && r.down.taps == 2 && !r.clamps)
+      return color_of<kChannels>(run, FewTaps<V, Pixel, kChannels, 2>(r));
+    return color_of<kChannels>(run, FewTaps<V, Pixel, kChannels, 0>(r));
+  }
+
+  template <int kChannels>
+  static double color_from(const ColorRun& run) {
+    if (run.bytes) return color_crop<kChannels>(run, *run.bytes);
+    if (run.floats) return color_crop<kChannels>(run, *run.floats);
+    return color_of<kChannels>(run, PlaneSource<V, kChannels>(run.plane));
+  }
+
+  static double color(const ColorRun& run) { return run.channels == 3 ? color_from<3>(run) : color_from<1>(run); }
 
   static void solarize(float* v, int64_t n, float threshold_, float bound_) {
     const F threshold = V::set(threshold_), bound = V::set(bound_);
@@ -193,7 +158,7 @@ struct AugmentLoops {
       FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) {
         float* to = out + r * b.out_pitch + x + k * kLanes;
         const F value = V::fma(sum[r][k], factor, add);
-        left >= kLanes ? put(stream, to, value) : put_some(to, value, left);
+        left >= kLanes ? put(stream, to, value) : V::store_first(to, value, left);
       }
     };
     int64_t x = 0;
@@ -239,9 +204,8 @@ struct AugmentLoops {
     for (; i < n; ++i) out[i] = float_to_float16(in[i]);
   }
 
-  static constexpr AugmentRows kTable = {blend<uint8_t>, blend<float>, resize,     color,
-                                         solarize,       blur_y,       blur_x,     reflect,
-                                         normalize,      to_bfloat16,  to_float16, V::stream_end};
+  static constexpr AugmentRows kTable = {place,   color,     solarize,    blur_y,     blur_x,
+                                         reflect, normalize, to_bfloat16, to_float16, V::stream_end};
 };
 
 }  // namespace fastcl

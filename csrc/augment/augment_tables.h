@@ -68,18 +68,19 @@ struct Axis {
   Axis(int64_t in_most, int64_t out, bool cubic_)
       : cubic(cubic_),
         first(row_steps(out)),
+        base(row_steps(out)),
         weight(std::max(std::min<int64_t>(in_most, cubic ? 4 : 2), resize_taps(in_most, out, cubic)) * row_steps(out)),
         center(row_steps(out)),
         sum(row_steps(out)) {}
 
   void build(int64_t in, int64_t out, bool flip) {
-    table = {out, row_steps(out), resize_taps(in, out, cubic), first.get(), weight.get()};
+    table = {out, row_steps(out), resize_taps(in, out, cubic), first.get(), weight.get(), base.get(), false, 0};
     (cubic ? cubic_taps : triangle_taps)(in, out, flip, table.taps, table.stride, first.get(), weight.get(),
                                          center.get(), sum.get());
   }
 
   bool cubic;
-  Buffer<int32_t> first;
+  Buffer<int32_t> first, base;
   Buffer<float> weight;
   Buffer<double> center, sum;
   ResizeTaps table{};

@@ -46,6 +46,12 @@ struct Avx2 {
   static FASTCL_INLINE void store_float16(uint16_t* p, F value) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
   }
+  // The first n lanes, 0 < n < kLanes; the others are 0, or not written.
+  static FASTCL_INLINE I first_mask(int64_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static FASTCL_INLINE F keep_first(F v, int64_t n) { return _mm256_and_ps(v, _mm256_castsi256_ps(first_mask(n))); }
+  static FASTCL_INLINE void store_first(float* p, F v, int64_t n) { _mm256_maskstore_ps(p, first_mask(n), v); }
   static FASTCL_INLINE I load_int(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static FASTCL_INLINE I add_int(I a, int32_t b) { return _mm256_add_epi32(a, _mm256_set1_epi32(b)); }
   static FASTCL_INLINE F lookup(F low, F high, I at) {

@@ -43,6 +43,11 @@ struct Avx512 {
   static FASTCL_INLINE void store_float16(uint16_t* p, F value) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
   }
+  // The first n lanes, 0 < n < kLanes; the others are 0, or not written.
+  static FASTCL_INLINE F keep_first(F v, int64_t n) { return _mm512_maskz_mov_ps(__mmask16((1u << n) - 1), v); }
+  static FASTCL_INLINE void store_first(float* p, F v, int64_t n) {
+    _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v);
+  }
   static FASTCL_INLINE I load_int(const int32_t* p) { return _mm512_loadu_si512(p); }
   static FASTCL_INLINE I add_int(I a, int32_t b) { return _mm512_add_epi32(a, _mm512_set1_epi32(b)); }
   static FASTCL_INLINE F lookup(F low, F high, I at) { return _mm512_permutex2var_ps(low, at, high); }

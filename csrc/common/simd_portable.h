@@ -81,6 +81,14 @@ struct Portable {
   static FASTCL_INLINE void store_float16(uint16_t* p, F value) {
     for (int i = 0; i < kLanes; ++i) p[i] = float_to_float16(value[i]);
   }
+  // The first n lanes, 0 < n < kLanes; the others are 0, or not written.
+  static FASTCL_INLINE F keep_first(F v, int64_t n) {
+    for (int64_t i = n; i < kLanes; ++i) v[int(i)] = 0;
+    return v;
+  }
+  static FASTCL_INLINE void store_first(float* p, F v, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) p[i] = v[int(i)];
+  }
   static FASTCL_INLINE I load_int(const int32_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
   static FASTCL_INLINE I add_int(I a, int32_t b) {
     return {{a.lane[0] + b, a.lane[1] + b, a.lane[2] + b, a.lane[3] + b}};
