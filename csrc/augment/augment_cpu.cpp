@@ -86,11 +86,6 @@ struct Lines {
   Buffer<float> half;    // what is stored as half
   Buffer<float> padded;  // [kBlurRows, padded_pitch]: rows with their reflected ends
   Buffer<const float*> blur_rows;
-  // Of warps; made when there is one.
-  Buffer<float> weight;
-  Buffer<double> position;  // of one output row's sources: x, then y
-  Buffer<int32_t> from;
-  bool warps = false;
 };
 
 // A sweep over the image through colour ops. Contrast needs the mean gray of what is before it, so it starts a new
@@ -175,8 +170,8 @@ class View {
   // Every row of the crop on its way through the sweep.
   template <class Pixel>
   void crop_resize_flip(const Sweep& sweep) {
-    s_.axis_x.build(int64_t(p_.crop_width), width_, p_.hflip != 0);
-    s_.axis_y.build(int64_t(p_.crop_height), height_, p_.vflip != 0);
+    s_.axis_x.build(rows_, int64_t(p_.crop_width), width_, p_.hflip != 0);
+    s_.axis_y.build(rows_, int64_t(p_.crop_height), height_, p_.vflip != 0);
     rows_.place(&s_.axis_x.table);
     const Pixel* images = static_cast<const Pixel*>(a_.images);
     const int64_t pixels = a_.height * a_.width;
@@ -204,35 +199,9 @@ class View {
   }
 
   void warp() {
-    const double last_x = double(width_ - 1), last_y = double(height_ - 1);
-    double m[9];
-    std::copy(p_.map, p_.map + 9, m);
-    float* other = s_.other(a_.channels);
-    each(height_, row_grain(), [&](Lines& lines, int64_t begin, int64_t end) {
-      if (!lines.warps) {
-        lines.weight = Buffer<float>(4 * width_);
-        lines.position = Buffer<double>(2 * width_);
-        lines.from = Buffer<int32_t>(4 * width_);
-        lines.warps = true;
-      }
-      double *source_x = lines.position.get(), *source_y = source_x + width_;
-      const auto weight = a_.nearest ? nullptr : lines.weight.get();
-      for (int64_t y = begin; y < end; ++y) {
-        source_positions(m, -last_x / 2, double(y) - last_y / 2, width_, last_x / 2, last_y / 2, source_x, source_y);
-        if (a_.nearest)
-          nearest_pixels(source_x, source_y, width_, last_x, last_y, int32_t(width_), lines.from.get());
-        else
-          bilinear_pixels(source_x, source_y, width_, last_x, last_y, int32_t(width_), lines.from.get(), weight);
-        for (int64_t c = 0; c < a_.channels; ++c) {
-          const float fill = a_.fill ? a_.fill[c] : 0.f;
-          float* out = other + c * s_.plane + y * width_;
-          if (a_.nearest)
-            take_nearest(channel(c), lines.from.get(), width_, fill, out);
-          else
-            take_bilinear(channel(c), lines.from.get(), weight, width_, a_.fill != nullptr, fill, out);
-        }
-      }
-    });
+    Warp warp = {{}, width_, height_, a_.channels, a_.nearest, a_.fill, channel(0), s_.other(a_.channels), s_.plane};
+    std::copy(p_.map, p_.map + 9, warp.map);
+    each(height_, row_grain(), [&](Lines&, int64_t begin, int64_t end) { rows_.warp(warp, begin, end); });
     std::swap(s_.image, s_.spare);
   }
 

@@ -106,11 +106,12 @@ __device__ __forceinline__ Extremes block_extremes(Extremes e) {
   return e;
 }
 
-// One axis of the antialiased resize; the same expressions as in augment_tables.h.
+// One axis of the antialiased resize; the same expressions as in augment_geometry.h.
 struct ResampledAxis {
   int in, out, taps;
   bool cubic_filter, flip;
-  double scale, inverse, support;
+  double scale, support;
+  float inverse;
 
   __device__ __forceinline__ void describe(int in_, int out_, bool cubic_, bool flip_) {
     in = in_;
@@ -120,37 +121,33 @@ struct ResampledAxis {
     flip = flip_;
     scale = double(in) / double(out);
     const double stretch = scale > 1.0 ? scale : 1.0;
-    inverse = 1 / stretch;
-    support = stretch * filter_radius(cubic_);
+    inverse = float(1 / stretch);
+    support = taps == 1 ? stretch : stretch * filter_radius(cubic_);
   }
   __device__ __forceinline__ double center(int i) const { return scale * (double(flip ? out - 1 - i : i) + 0.5); }
   __device__ __forceinline__ int first(int i) const {
-    if (in == out) return int(center(i) - 0.5);
     const double start = center(i) - support + 0.5, last = double(in - taps);
     return int(start < 0.0 ? 0.0 : start < last ? start : last);
   }
-  // Of input `at` in output i, before the weights are divided by their sum.
-  __device__ __forceinline__ double weight(int at, int i) const {
+  // Of tap t of output i, before the weights are divided by their sum.
+  __device__ __forceinline__ float weight(int t, int i) const {
     if (taps == 1) return 1;
-    const double x = (double(at) - (center(i) - 0.5)) * inverse;
+    const float x = (float(double(first(i)) - (center(i) - 0.5)) + float(t)) * inverse;
     return cubic_filter ? cubic(x) : triangle(x);
   }
-  __device__ __forceinline__ double inverse_sum(int i) const {
+  __device__ __forceinline__ float inverse_sum(int i) const {
     double sum = 0;
 #pragma unroll 1
-    for (int t = 0; t < taps; ++t) sum += weight(first(i) + t, i);
-    return 1 / sum;
-  }
-  __device__ __forceinline__ float normalized(int t, int i, double inverse_sum_) const {
-    return float(double(float(weight(first(i) + t, i))) * inverse_sum_);
+    for (int t = 0; t < taps; ++t) sum += double(weight(t, i));
+    return 1 / float(sum);
   }
   // first [n] and weight [taps, n] of the outputs from `begin` on.
   __device__ __forceinline__ void build(int begin, int n, int* first_of, float* weight_of) const {
     for (int i = int(threadIdx.x); i < n; i += int(blockDim.x)) {
-      const double total = inverse_sum(begin + i);
+      const float share = inverse_sum(begin + i);
       first_of[i] = first(begin + i);
 #pragma unroll 1
-      for (int t = 0; t < taps; ++t) weight_of[t * n + i] = normalized(t, begin + i, total);
+      for (int t = 0; t < taps; ++t) weight_of[t * n + i] = weight(t, begin + i) * share;
     }
   }
 };
@@ -368,7 +365,7 @@ class CudaView {
                                                   const ResampledAxis& down, bool clamps) {
     for_each(kChannels * height_, width_, [&](int item, int x) {
       const int c = item / height_, y = item % height_, left = across.first(x), top = down.first(y);
-      const double sum_x = across.inverse_sum(x), sum_y = down.inverse_sum(y);
+      const float share_x = across.inverse_sum(x), share_y = down.inverse_sum(y);
       float sum = 0;
 #pragma unroll 1
       for (int t = 0; t < across.taps; ++t) {
@@ -376,9 +373,9 @@ class CudaView {
 #pragma unroll 1
         for (int u = 0; u < down.taps; ++u) {
           const int64_t at = crop + (top + u) * row_stride + (left + t) * pixel_stride + c * channel_stride;
-          column = fmaf(load_four(image, at, 0, 1).x, down.normalized(u, y, sum_y), column);
+          column = fmaf(load_four(image, at, 0, 1).x, down.weight(u, y) * share_y, column);
         }
-        sum = fmaf(column, across.normalized(t, x, sum_x), sum);
+        sum = fmaf(column, across.weight(t, x) * share_x, sum);
       }
       image_[c * pitch_ + y * width_ + x] = clamps ? clamp(sum, bound_) : sum;
     });

@@ -28,15 +28,15 @@ FASTCL_HD inline int64_t resize_taps(int64_t in, int64_t out, bool cubic) {
   return taps < in ? taps : in;
 }
 
-FASTCL_HD FASTCL_INLINE double triangle(double x) {
-  const double value = 1 - std::fabs(x);
+FASTCL_HD FASTCL_INLINE float triangle(float x) {
+  const float value = 1 - std::fabs(x);
   return value > 0 ? value : 0;
 }
 
 // Keys' cubic convolution with a = -0.5.
-FASTCL_HD FASTCL_INLINE double cubic(double x) {
+FASTCL_HD FASTCL_INLINE float cubic(float x) {
   x = std::fabs(x);
-  const double near = (1.5 * x - 2.5) * x * x + 1, far = ((-0.5 * x + 2.5) * x - 4) * x + 2;
+  const float near = (1.5f * x - 2.5f) * x * x + 1, far = ((-0.5f * x + 2.5f) * x - 4) * x + 2;
   return x < 1 ? near : x < 2 ? far : 0;
 }
 

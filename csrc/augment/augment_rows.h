@@ -25,11 +25,11 @@ struct ResizeTaps {
   int64_t n;       // outputs
   int64_t stride;  // row_steps(n)
   int64_t taps;
-  int32_t* first;       // [stride]
-  const float* weight;  // [taps, stride]
-  int32_t* base;        // [stride / lanes]
-  bool near;            // whether each vector's taps lie within two vectors from its base on
-  int64_t reach;        // what is read of a row then, from its begin on
+  int32_t* first;  // [stride]
+  float* weight;   // [taps, stride]
+  int32_t* base;   // [stride / lanes]
+  bool near;       // whether each vector's taps lie within two vectors from its base on
+  int64_t reach;   // what is read of a row then, from its begin on
 };
 
 // A crop on its way to the output's size.
@@ -67,6 +67,17 @@ struct ColorRun {
   bool stream;  // out: past the caches
 };
 
+// A warp of planes.
+struct Warp {
+  double map[9];  // AugmentParams::map
+  int64_t width, height, channels;
+  bool nearest;       // else bilinear
+  const float* fill;  // [channels]; null: none
+  const float* in;    // [channels, plane]
+  float* out;         // likewise
+  int64_t plane;
+};
+
 // Exactly out[r, x] = (sum over t of weight[t] in[r, x + t]) * factor + add; kRowStep values beyond in[r] can be read.
 struct BlurRows {
   const float* in;
@@ -80,10 +91,16 @@ struct BlurRows {
 };
 
 struct AugmentRows {
-  // Sets base, near and reach, once `first` ascends, or descends for a mirrored row.
+  // Antialiased resampling along one axis, as torchvision and PIL: a filter stretched by max(in / out, 1). All taps lie
+  // inside; those that the filter does not reach weigh 0. Outputs beyond n repeat the last. Positions are double, what
+  // is counted from them float. Sets first and weight.
+  void (*resize_taps_of)(int64_t in, bool flip, bool cubic, ResizeTaps* taps);
+  // Cuts them into vectors: sets base, near and reach, and counts `first` from each vector's base.
   void (*place)(ResizeTaps* taps);
   // The sum of the gray, or 0.
   double (*color)(const ColorRun& run);
+  // Exactly the rows of the output from begin to end.
+  void (*warp)(const Warp& warp, int64_t begin, int64_t end);
   // bound - v where v is not below the threshold
   void (*solarize)(float* v, int64_t n, float threshold, float bound);
   // out[o][x] = sum over j of weight[j - o] rows[j][x] for each of kBlurRows; weight[1 - kBlurRows ...] can be read.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "augment/augment_color.h"
+#include "augment/augment_geometry.h"
 #include "augment/augment_rows.h"
 #include "augment/augment_sources.h"
 
@@ -204,8 +205,19 @@ struct AugmentLoops {
     for (; i < n; ++i) out[i] = float_to_float16(in[i]);
   }
 
-  static constexpr AugmentRows kTable = {place,   color,     solarize,    blur_y,     blur_x,
-                                         reflect, normalize, to_bfloat16, to_float16, V::stream_end};
+  using Geometry = AugmentGeometry<V>;
+  static constexpr AugmentRows kTable = {Geometry::resize_taps_of,
+                                         place,
+                                         color,
+                                         Geometry::warp,
+                                         solarize,
+                                         blur_y,
+                                         blur_x,
+                                         reflect,
+                                         normalize,
+                                         to_bfloat16,
+                                         to_float16,
+                                         V::stream_end};
 };
 
 }  // namespace fastcl

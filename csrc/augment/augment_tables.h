@@ -13,76 +13,23 @@
 namespace fastcl {
 namespace {
 
-// Antialiased resampling along one axis, as torchvision and PIL: a filter stretched by max(in / out, 1). All taps lie
-// inside; those that the filter does not reach weigh 0. Outputs beyond `out` repeat the last.
-template <bool kCubic>
-FASTCL_INLINE void filter_taps(int64_t in, int64_t out, bool flip, int64_t taps, int64_t stride,
-                               int32_t* __restrict first, float* __restrict weight, double* __restrict center,
-                               double* __restrict sum) {
-  const double scale = double(in) / double(out), stretch = std::max(scale, 1.0), inverse = 1 / stretch;
-  const double support = stretch * (kCubic ? 2 : 1);
-  const double last = double(in - taps);
-  for (int64_t i = 0; i < stride; ++i) {
-    const int32_t kept = int32_t(i < out ? i : out - 1), at = flip ? int32_t(out) - 1 - kept : kept;
-    center[i] = scale * (double(at) + 0.5);
-    const double start = std::max(center[i] - support + 0.5, 0.0);
-    first[i] = int32_t(start < last ? start : last);
-    center[i] -= 0.5;
-    sum[i] = 0;
-  }
-  if (taps == 1) {
-    for (int64_t i = 0; i < stride; ++i) {
-      first[i] = in == out ? int32_t(center[i]) : first[i];
-      weight[i] = 1;
-    }
-    return;
-  }
-  for (int64_t t = 0; t < taps; ++t) {
-    float* __restrict w = weight + t * stride;
-    for (int64_t i = 0; i < stride; ++i) {
-      const double x = (double(first[i] + int32_t(t)) - center[i]) * inverse;
-      const double value = kCubic ? cubic(x) : triangle(x);
-      w[i] = float(value);
-      sum[i] += value;
-    }
-  }
-  for (int64_t i = 0; i < stride; ++i) sum[i] = 1 / sum[i];
-  for (int64_t t = 0; t < taps; ++t)
-    for (int64_t i = 0; i < stride; ++i) weight[t * stride + i] = float(double(weight[t * stride + i]) * sum[i]);
-}
-
-FASTCL_MULTIVERSION void triangle_taps(int64_t in, int64_t out, bool flip, int64_t taps, int64_t stride,
-                                       int32_t* __restrict first, float* __restrict weight, double* __restrict center,
-                                       double* __restrict sum) {
-  filter_taps<false>(in, out, flip, taps, stride, first, weight, center, sum);
-}
-
-FASTCL_MULTIVERSION void cubic_taps(int64_t in, int64_t out, bool flip, int64_t taps, int64_t stride,
-                                    int32_t* __restrict first, float* __restrict weight, double* __restrict center,
-                                    double* __restrict sum) {
-  filter_taps<true>(in, out, flip, taps, stride, first, weight, center, sum);
-}
-
 // The memory of one axis' taps, for any crop of images of `in_most` pixels.
 struct Axis {
   Axis(int64_t in_most, int64_t out, bool cubic_)
       : cubic(cubic_),
         first(row_steps(out)),
         base(row_steps(out)),
-        weight(std::max(std::min<int64_t>(in_most, cubic ? 4 : 2), resize_taps(in_most, out, cubic)) * row_steps(out)),
-        center(row_steps(out)),
-        sum(row_steps(out)) {}
+        weight(std::max(std::min<int64_t>(in_most, cubic ? 4 : 2), resize_taps(in_most, out, cubic)) * row_steps(out)) {
+  }
 
-  void build(int64_t in, int64_t out, bool flip) {
+  void build(const AugmentRows& rows, int64_t in, int64_t out, bool flip) {
     table = {out, row_steps(out), resize_taps(in, out, cubic), first.get(), weight.get(), base.get(), false, 0};
-    (cubic ? cubic_taps : triangle_taps)(in, out, flip, table.taps, table.stride, first.get(), weight.get(),
-                                         center.get(), sum.get());
+    rows.resize_taps_of(in, flip, cubic, &table);
   }
 
   bool cubic;
   Buffer<int32_t> first, base;
   Buffer<float> weight;
-  Buffer<double> center, sum;
   ResizeTaps table{};
 };
 

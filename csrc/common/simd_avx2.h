@@ -20,6 +20,7 @@ struct Avx2 {
   static FASTCL_INLINE float fma(float a, float b, float c) {
     return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
   }
+  static FASTCL_INLINE F div(F a, F b) { return _mm256_div_ps(a, b); }
   static FASTCL_INLINE F max(F a, F b) { return _mm256_max_ps(a, b); }
   static FASTCL_INLINE F min(F a, F b) { return _mm256_min_ps(a, b); }
   static FASTCL_INLINE F abs(F a) { return _mm256_andnot_ps(set(-0.f), a); }
@@ -53,6 +54,9 @@ struct Avx2 {
   static FASTCL_INLINE F keep_first(F v, int64_t n) { return _mm256_and_ps(v, _mm256_castsi256_ps(first_mask(n))); }
   static FASTCL_INLINE void store_first(float* p, F v, int64_t n) { _mm256_maskstore_ps(p, first_mask(n), v); }
   static FASTCL_INLINE I load_int(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static FASTCL_INLINE void store_int(int32_t* p, I value) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), value);
+  }
   static FASTCL_INLINE I add_int(I a, int32_t b) { return _mm256_add_epi32(a, _mm256_set1_epi32(b)); }
   static FASTCL_INLINE F lookup(F low, F high, I at) {
     // A permute looks at the lowest three bits; the fourth, moved to the sign, picks the half.
@@ -90,6 +94,40 @@ struct Avx2 {
       rows[c] = _mm256_permute2f128_ps(b[c], b[4 + c], 0x20);
       rows[4 + c] = _mm256_permute2f128_ps(b[c], b[4 + c], 0x31);
     }
+  }
+  // As many doubles as there are lanes.
+  struct D {
+    __m256d low, high;
+  };
+  static FASTCL_INLINE D set_wide(double v) { return {_mm256_set1_pd(v), _mm256_set1_pd(v)}; }
+  static FASTCL_INLINE D widen(I v) {
+    return {_mm256_cvtepi32_pd(_mm256_castsi256_si128(v)), _mm256_cvtepi32_pd(_mm256_extracti128_si256(v, 1))};
+  }
+  static FASTCL_INLINE D widen(F v) {
+    return {_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1))};
+  }
+  static FASTCL_INLINE F narrow(D v) { return _mm256_set_m128(_mm256_cvtpd_ps(v.high), _mm256_cvtpd_ps(v.low)); }
+  // Of numbers that an int32 can hold; others give whatever.
+  static FASTCL_INLINE I truncate(D v) {
+    return _mm256_set_m128i(_mm256_cvttpd_epi32(v.high), _mm256_cvttpd_epi32(v.low));
+  }
+  static FASTCL_INLINE D add(D a, D b) { return {_mm256_add_pd(a.low, b.low), _mm256_add_pd(a.high, b.high)}; }
+  static FASTCL_INLINE D sub(D a, D b) { return {_mm256_sub_pd(a.low, b.low), _mm256_sub_pd(a.high, b.high)}; }
+  static FASTCL_INLINE D mul(D a, D b) { return {_mm256_mul_pd(a.low, b.low), _mm256_mul_pd(a.high, b.high)}; }
+  static FASTCL_INLINE D div(D a, D b) { return {_mm256_div_pd(a.low, b.low), _mm256_div_pd(a.high, b.high)}; }
+  // b where a is NaN
+  static FASTCL_INLINE D max(D a, D b) { return {_mm256_max_pd(a.low, b.low), _mm256_max_pd(a.high, b.high)}; }
+  static FASTCL_INLINE D min(D a, D b) { return {_mm256_min_pd(a.low, b.low), _mm256_min_pd(a.high, b.high)}; }
+  static FASTCL_INLINE D floor(D v) { return {_mm256_floor_pd(v.low), _mm256_floor_pd(v.high)}; }
+  // To nearest even.
+  static FASTCL_INLINE D round(D v) {
+    return {_mm256_round_pd(v.low, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
+            _mm256_round_pd(v.high, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+  }
+  // A bit for each lane; not of NaN.
+  static FASTCL_INLINE uint32_t equal(D a, D b) {
+    return uint32_t(_mm256_movemask_pd(_mm256_cmp_pd(a.low, b.low, _CMP_EQ_OQ))) |
+           uint32_t(_mm256_movemask_pd(_mm256_cmp_pd(a.high, b.high, _CMP_EQ_OQ))) << 4;
   }
   static FASTCL_INLINE float sum(F v) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));

@@ -20,6 +20,7 @@ struct Avx512 {
   static FASTCL_INLINE float fma(float a, float b, float c) {
     return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
   }
+  static FASTCL_INLINE F div(F a, F b) { return _mm512_div_ps(a, b); }
   static FASTCL_INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }
   static FASTCL_INLINE F min(F a, F b) { return _mm512_min_ps(a, b); }
   static FASTCL_INLINE F abs(F a) { return _mm512_abs_ps(a); }
@@ -49,6 +50,7 @@ struct Avx512 {
     _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v);
   }
   static FASTCL_INLINE I load_int(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static FASTCL_INLINE void store_int(int32_t* p, I value) { _mm512_storeu_si512(p, value); }
   static FASTCL_INLINE I add_int(I a, int32_t b) { return _mm512_add_epi32(a, _mm512_set1_epi32(b)); }
   static FASTCL_INLINE F lookup(F low, F high, I at) { return _mm512_permutex2var_ps(low, at, high); }
   static FASTCL_INLINE F gather(const float* p, I at) { return _mm512_i32gather_ps(at, p, 4); }
@@ -84,6 +86,45 @@ struct Avx512 {
       rows[4 + c] = _mm512_shuffle_f32x4(q, v, 0x88);
       rows[12 + c] = _mm512_shuffle_f32x4(q, v, 0xdd);
     }
+  }
+  // As many doubles as there are lanes.
+  struct D {
+    __m512d low, high;
+  };
+  static FASTCL_INLINE D set_wide(double v) { return {_mm512_set1_pd(v), _mm512_set1_pd(v)}; }
+  static FASTCL_INLINE D widen(I v) {
+    return {_mm512_cvtepi32_pd(_mm512_castsi512_si256(v)), _mm512_cvtepi32_pd(_mm512_extracti64x4_epi64(v, 1))};
+  }
+  static FASTCL_INLINE D widen(F v) {
+    return {_mm512_cvtps_pd(_mm512_castps512_ps256(v)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1))};
+  }
+  static FASTCL_INLINE F narrow(D v) {
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(v.low)), _mm512_cvtpd_ps(v.high), 1);
+  }
+  // Of numbers that an int32 can hold; others give whatever.
+  static FASTCL_INLINE I truncate(D v) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvttpd_epi32(v.low)), _mm512_cvttpd_epi32(v.high), 1);
+  }
+  static FASTCL_INLINE D add(D a, D b) { return {_mm512_add_pd(a.low, b.low), _mm512_add_pd(a.high, b.high)}; }
+  static FASTCL_INLINE D sub(D a, D b) { return {_mm512_sub_pd(a.low, b.low), _mm512_sub_pd(a.high, b.high)}; }
+  static FASTCL_INLINE D mul(D a, D b) { return {_mm512_mul_pd(a.low, b.low), _mm512_mul_pd(a.high, b.high)}; }
+  static FASTCL_INLINE D div(D a, D b) { return {_mm512_div_pd(a.low, b.low), _mm512_div_pd(a.high, b.high)}; }
+  // b where a is NaN
+  static FASTCL_INLINE D max(D a, D b) { return {_mm512_max_pd(a.low, b.low), _mm512_max_pd(a.high, b.high)}; }
+  static FASTCL_INLINE D min(D a, D b) { return {_mm512_min_pd(a.low, b.low), _mm512_min_pd(a.high, b.high)}; }
+  static FASTCL_INLINE D floor(D v) {
+    return {_mm512_roundscale_pd(v.low, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC),
+            _mm512_roundscale_pd(v.high, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};
+  }
+  // To nearest even.
+  static FASTCL_INLINE D round(D v) {
+    return {_mm512_roundscale_pd(v.low, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
+            _mm512_roundscale_pd(v.high, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+  }
+  // A bit for each lane; not of NaN.
+  static FASTCL_INLINE uint32_t equal(D a, D b) {
+    return uint32_t(_mm512_cmp_pd_mask(a.low, b.low, _CMP_EQ_OQ)) |
+           uint32_t(_mm512_cmp_pd_mask(a.high, b.high, _CMP_EQ_OQ)) << 8;
   }
   static FASTCL_INLINE float sum(F v) { return _mm512_reduce_add_ps(v); }
   static FASTCL_INLINE float largest(F v) { return _mm512_reduce_max_ps(v); }

@@ -1,6 +1,8 @@
 // Four lanes in plain C++: SSE2 or NEON where the compiler sees fit.
 #pragma once
 
+#include <cmath>
+
 #include "common/float_types.h"
 #include "common/simd.h"
 
@@ -48,6 +50,11 @@ struct Portable {
   // Not fused: without the instruction, fmaf is a call.
   static FASTCL_INLINE F fma(F a, F b, F c) { return a * b + c; }
   static FASTCL_INLINE float fma(float a, float b, float c) { return a * b + c; }
+  static FASTCL_INLINE F div(F a, F b) {
+    F out;
+    for (int i = 0; i < kLanes; ++i) out[i] = a[i] / b[i];
+    return out;
+  }
   static FASTCL_INLINE F max(F a, F b) {
     F out;
     for (int i = 0; i < kLanes; ++i) out[i] = a[i] > b[i] ? a[i] : b[i];
@@ -90,6 +97,7 @@ struct Portable {
     for (int64_t i = 0; i < n; ++i) p[i] = v[int(i)];
   }
   static FASTCL_INLINE I load_int(const int32_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
+  static FASTCL_INLINE void store_int(int32_t* p, I value) { std::memcpy(p, value.lane, sizeof value.lane); }
   static FASTCL_INLINE I add_int(I a, int32_t b) {
     return {{a.lane[0] + b, a.lane[1] + b, a.lane[2] + b, a.lane[3] + b}};
   }
@@ -134,6 +142,68 @@ struct Portable {
         rows[i][j] = rows[j][i];
         rows[j][i] = swap;
       }
+  }
+  // As many doubles as there are lanes.
+  struct D {
+    double lane[kLanes];
+  };
+  template <class Of>
+  static FASTCL_INLINE D each_wide(Of of) {
+    D out;
+    for (int i = 0; i < kLanes; ++i) out.lane[i] = of(i);
+    return out;
+  }
+  static FASTCL_INLINE D set_wide(double v) {
+    return each_wide([&](int) { return v; });
+  }
+  static FASTCL_INLINE D widen(I v) {
+    return each_wide([&](int i) { return double(v.lane[i]); });
+  }
+  static FASTCL_INLINE D widen(F v) {
+    return each_wide([&](int i) { return double(v[i]); });
+  }
+  static FASTCL_INLINE F narrow(D v) {
+    F out;
+    for (int i = 0; i < kLanes; ++i) out[i] = float(v.lane[i]);
+    return out;
+  }
+  // Of numbers that an int32 can hold.
+  static FASTCL_INLINE I truncate(D v) {
+    I out;
+    for (int i = 0; i < kLanes; ++i) out.lane[i] = int32_t(v.lane[i]);
+    return out;
+  }
+  static FASTCL_INLINE D add(D a, D b) {
+    return each_wide([&](int i) { return a.lane[i] + b.lane[i]; });
+  }
+  static FASTCL_INLINE D sub(D a, D b) {
+    return each_wide([&](int i) { return a.lane[i] - b.lane[i]; });
+  }
+  static FASTCL_INLINE D mul(D a, D b) {
+    return each_wide([&](int i) { return a.lane[i] * b.lane[i]; });
+  }
+  static FASTCL_INLINE D div(D a, D b) {
+    return each_wide([&](int i) { return a.lane[i] / b.lane[i]; });
+  }
+  // b where a is NaN
+  static FASTCL_INLINE D max(D a, D b) {
+    return each_wide([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+  }
+  static FASTCL_INLINE D min(D a, D b) {
+    return each_wide([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
+  }
+  static FASTCL_INLINE D floor(D v) {
+    return each_wide([&](int i) { return std::floor(v.lane[i]); });
+  }
+  // To nearest even.
+  static FASTCL_INLINE D round(D v) {
+    return each_wide([&](int i) { return std::rint(v.lane[i]); });
+  }
+  // A bit for each lane; not of NaN.
+  static FASTCL_INLINE uint32_t equal(D a, D b) {
+    uint32_t bits = 0;
+    for (int i = 0; i < kLanes; ++i) bits |= uint32_t(a.lane[i] == b.lane[i]) << i;
+    return bits;
   }
   static FASTCL_INLINE float sum(F v) { return (v[0] + v[1]) + (v[2] + v[3]); }
   static FASTCL_INLINE float largest(F v) {
