@@ -325,17 +325,7 @@ class View {
 
   // The rows from y on of channel c, which is the first of all that are equal to it.
   void blur_rows(int64_t c, int64_t y, int64_t channels, float* other, Lines& lines) {
-    const int64_t reach_x = s_.kernel_x.reach, reach_y = s_.kernel_y.reach;
-    const int64_t some = std::min<int64_t>(kBlurRows, height_ - y), count = 2 * reach_y + some;
-    for (int64_t j = 0; j < count; ++j) {
-      const int64_t at = y + j - reach_y;
-      const int64_t row = at < 0 ? -at : at >= height_ ? 2 * (height_ - 1) - at : at;
-      lines.blur_rows[j] = channel(c) + row * width_;
-    }
-    float *middle[kBlurRows], *padded = lines.padded.get() + row_steps(reach_x);
-    for (int64_t o = 0; o < kBlurRows; ++o) middle[o] = padded + o * lines.padded_pitch;
-    rows_.blur_y(lines.blur_rows.get(), count, s_.kernel_y.weight, width_, middle);
-    for (int64_t o = 0; o < some; ++o) rows_.reflect(middle[o], width_, reach_x);
+    const int64_t some = std::min<int64_t>(kBlurRows, height_ - y);
     // Blur and normalisation are one step, unless something comes between them.
     const bool equal = channels < a_.channels;
     const bool apart = a_.out_type == PixelType::kUint8 || point_ops_ || whole_ || equal;
@@ -344,9 +334,11 @@ class View {
     float* line = lines.line.get();
     if (direct) line = static_cast<float*>(a_.out) + to.at;
     if (other) line = other + c * s_.plane + y * width_;
-    rows_.blur_x({padded - reach_x, lines.padded_pitch, some, s_.kernel_x.weight, 2 * reach_x + 1, width_,
-                  apart ? 1 : to.factor, apart ? 0 : to.add, direct && aligned(line) && width_ % kRowStep == 0, line,
-                  width_});
+    const Gaussian &across = s_.kernel_x, &down = s_.kernel_y;
+    rows_.blur({channel(c), height_, width_, across.weight, down.weight, across.reach, down.reach,
+                apart ? 1 : to.factor, apart ? 0 : to.add, direct && aligned(line) && width_ % kRowStep == 0, line,
+                lines.blur_rows.get(), lines.padded.get() + row_steps(across.reach), lines.padded_pitch},
+               y, some);
     if (direct || other) return;
     if (!apart) return store_half(line, some * width_, to.at);
     point_ops(line, some * width_);

@@ -14,7 +14,7 @@
 namespace fastcl {
 
 constexpr int64_t kRowStep = 16;  // a multiple of every instruction set's lanes
-constexpr int kBlurRows = 4;      // output rows that blur_y makes at a time
+constexpr int kBlurRows = 4;      // output rows that are blurred at a time
 constexpr int kFewTaps = 8;       // as many rows at most are resampled without a detour through memory
 
 constexpr int64_t row_steps(int64_t n) { return (n + kRowStep - 1) / kRowStep * kRowStep; }
@@ -78,16 +78,18 @@ struct Warp {
   int64_t plane;
 };
 
-// Exactly out[r, x] = (sum over t of weight[t] in[r, x + t]) * factor + add; kRowStep values beyond in[r] can be read.
-struct BlurRows {
+// A separable blur of a plane, reflected at its borders; out = blurred * factor + add.
+struct Blur {
   const float* in;
-  int64_t in_pitch, rows;
-  const float* weight;
-  int64_t taps, n;
+  int64_t height, width;
+  const float *weight_x, *weight_y;  // [2 reach + 1]; weight_y[1 - kBlurRows ...] and as much behind can be read
+  int64_t reach_x, reach_y;
   float factor, add;
-  bool stream;  // past the caches
-  float* out;
-  int64_t out_pitch;
+  bool stream;         // past the caches
+  float* out;          // [rows, width]
+  const float** rows;  // scratch, [2 reach_y + kBlurRows]
+  float* padded;       // scratch, [kBlurRows, padded_pitch], 64-byte aligned; reaches before and behind a row
+  int64_t padded_pitch;
 };
 
 struct AugmentRows {
@@ -103,11 +105,8 @@ struct AugmentRows {
   void (*warp)(const Warp& warp, int64_t begin, int64_t end);
   // bound - v where v is not below the threshold
   void (*solarize)(float* v, int64_t n, float threshold, float bound);
-  // out[o][x] = sum over j of weight[j - o] rows[j][x] for each of kBlurRows; weight[1 - kBlurRows ...] can be read.
-  void (*blur_y)(const float* const* rows, int64_t count, const float* weight, int64_t n, float* const* out);
-  void (*blur_x)(const BlurRows& run);
-  // The row's reflection into `reach` values beyond each of its ends, and whatever into the rest of a kRowStep.
-  void (*reflect)(float* row, int64_t n, int64_t reach);
+  // Exactly so many rows from y on, kBlurRows at most, into run.out.
+  void (*blur)(const Blur& run, int64_t y, int64_t rows);
   // Exactly out[i] = in[i] * factor + add, n values.
   void (*normalize)(const float* in, int64_t n, float factor, float add, bool stream, float* out);
   // Exactly n values, to nearest even.

@@ -117,7 +117,10 @@ struct AugmentLoops {
   }
 
   // So many vectors side by side, each with sums of its own, hide the latency of the multiply-add.
-  static void blur_y(const float* const* rows, int64_t count, const float* weight, int64_t n, float* const* out) {
+  static FASTCL_INLINE void blur_y(const Blur& b, int64_t count) {
+    const float* const* rows = b.rows;
+    const float* weight = b.weight_y;
+    const int64_t n = b.width;
     const auto vectors = [&](auto number, int64_t x) {
       constexpr int kCount = decltype(number)::value;
       F sum[kBlurRows][kCount];
@@ -132,7 +135,7 @@ struct AugmentLoops {
         }
       }
       FASTCL_UNROLL for (int o = 0; o < kBlurRows; ++o) FASTCL_UNROLL for (int k = 0; k < kCount; ++k)
-          V::store(out[o] + x + k * kLanes, sum[o][k]);
+          V::store(b.padded + o * b.padded_pitch + x + k * kLanes, sum[o][k]);
     };
     int64_t x = 0;
     for (; x + 2 * kLanes <= n; x += 2 * kLanes) vectors(Count<2>(), x);
@@ -141,41 +144,36 @@ struct AugmentLoops {
 
   // So many rows and vectors side by side hide the latency of the multiply-add.
   template <int kRows>
-  static FASTCL_INLINE void blur_rows(const BlurRows& b, int64_t row) {
+  static FASTCL_INLINE void blur_x(const Blur& b, int64_t row) {
     const F factor = V::set(b.factor), add = V::set(b.add);
-    const float* in = b.in + row * b.in_pitch;
-    float* out = b.out + row * b.out_pitch;
+    const float* in = b.padded + row * b.padded_pitch - b.reach_x;
+    float* out = b.out + row * b.width;
+    const int64_t taps = 2 * b.reach_x + 1;
     const auto vectors = [&](auto number, int64_t x, bool stream, int64_t left) {
       constexpr int kCount = decltype(number)::value;
       F sum[kRows][kCount];
       FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) sum[r][k] =
           V::set(0.f);
-      for (int64_t t = 0; t < b.taps; ++t) {
-        const F w = V::set(b.weight[t]);
+      for (int64_t t = 0; t < taps; ++t) {
+        const F w = V::set(b.weight_x[t]);
         const float* from = in + x + t;
         FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) sum[r][k] =
-            V::fma(V::load(from + r * b.in_pitch + k * kLanes), w, sum[r][k]);
+            V::fma(V::load(from + r * b.padded_pitch + k * kLanes), w, sum[r][k]);
       }
       FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) {
-        float* to = out + r * b.out_pitch + x + k * kLanes;
+        float* to = out + r * b.width + x + k * kLanes;
         const F value = V::fma(sum[r][k], factor, add);
         left >= kLanes ? put(stream, to, value) : V::store_first(to, value, left);
       }
     };
     int64_t x = 0;
-    for (; x + 2 * kLanes <= b.n; x += 2 * kLanes) vectors(Count<2>(), x, b.stream, kLanes);
-    for (; x + kLanes <= b.n; x += kLanes) vectors(Count<1>(), x, b.stream, kLanes);
-    if (x < b.n) vectors(Count<1>(), x, false, b.n - x);
+    for (; x + 2 * kLanes <= b.width; x += 2 * kLanes) vectors(Count<2>(), x, b.stream, kLanes);
+    for (; x + kLanes <= b.width; x += kLanes) vectors(Count<1>(), x, b.stream, kLanes);
+    if (x < b.width) vectors(Count<1>(), x, false, b.width - x);
   }
 
-  static void blur_x(const BlurRows& run) {
-    const BlurRows b = run;  // a copy: the stores could change the argument
-    int64_t row = 0;
-    for (; row + kBlurRows <= b.rows; row += kBlurRows) blur_rows<kBlurRows>(b, row);
-    for (; row < b.rows; ++row) blur_rows<1>(b, row);
-  }
-
-  static void reflect(float* row, int64_t n, int64_t reach) {
+  // The row's reflection into `reach` values beyond each of its ends, and whatever into the rest of a vector.
+  static FASTCL_INLINE void reflect(float* row, int64_t n, int64_t reach) {
     static constexpr int32_t kDescending[16] = {15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0};
     const I descending = V::load_int(kDescending + 16 - kLanes);
     const auto reversed = [&](const float* p) {
@@ -184,6 +182,19 @@ struct AugmentLoops {
     };
     for (int64_t d = 0; d < reach; d += kLanes) V::store(row - d - kLanes, reversed(row + 1 + d));
     for (int64_t d = 0; d < reach; d += kLanes) V::store(row + n + d, reversed(row + n - 1 - d - kLanes));
+  }
+
+  static void blur(const Blur& run, int64_t y, int64_t rows) {
+    const Blur b = run;  // a copy: the stores could change the argument
+    const int64_t count = 2 * b.reach_y + rows;
+    for (int64_t j = 0; j < count; ++j) {
+      const int64_t at = y + j - b.reach_y;
+      b.rows[j] = b.in + (at < 0 ? -at : at >= b.height ? 2 * (b.height - 1) - at : at) * b.width;
+    }
+    blur_y(b, count);
+    for (int64_t r = 0; r < rows; ++r) reflect(b.padded + r * b.padded_pitch, b.width, b.reach_x);
+    if (rows == kBlurRows) return blur_x<kBlurRows>(b, 0);
+    for (int64_t r = 0; r < rows; ++r) blur_x<1>(b, r);
   }
 
   static void normalize(const float* in, int64_t n, float factor_, float add_, bool stream, float* out) {
@@ -211,9 +222,7 @@ struct AugmentLoops {
                                          color,
                                          Geometry::warp,
                                          solarize,
-                                         blur_y,
-                                         blur_x,
-                                         reflect,
+                                         blur,
                                          normalize,
                                          to_bfloat16,
                                          to_float16,

@@ -38,18 +38,22 @@ struct Gaussian {
   explicit Gaussian(int64_t radius_most) : memory(2 * radius_most + 1 + 2 * kBlurRows) {}
 
   void build(int64_t radius, double sigma) {
-    const auto tap = [&](int64_t d) { return std::exp(-double(d * d) / (2 * sigma * sigma)); };
-    double sum = 1;
+    // exp(-d^2 / (2 sigma^2)) is a product: of exp(-(2 d - 1) / (2 sigma^2)) and the one before it.
+    const double step = std::exp(-1 / (2 * sigma * sigma)), square = step * step;
+    double value = 1, ratio = step, sum = 1;
+    const auto next = [&] {
+      value *= ratio;
+      ratio *= square;
+    };
     reach = 0;
-    for (int64_t d = 1; d <= radius; ++d) {
-      const double value = tap(d);
+    for (next(); reach < radius; next(), ++reach) {
       sum += 2 * value;
       if (!(value > 1e-9)) break;
-      reach = d;
     }
     std::memset(memory.get(), 0, size_t(2 * reach + 1 + 2 * kBlurRows) * sizeof(float));
     weight = memory.get() + kBlurRows;
-    for (int64_t d = 0; d <= reach; ++d) weight[reach - d] = weight[reach + d] = float(tap(d) / sum);
+    value = 1, ratio = step;
+    for (int64_t d = 0; d <= reach; next(), ++d) weight[reach - d] = weight[reach + d] = float(value / sum);
   }
 
   Buffer<float> memory;
