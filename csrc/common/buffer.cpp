@@ -33,9 +33,15 @@ void system_free(void* block) {
 #endif
 }
 
+// What was released; its size stands here too, so that a search touches no block.
+struct Block {
+  Header* header;
+  size_t bytes;
+};
+
 struct Kept {
   std::mutex mutex;
-  std::vector<Header*> blocks;
+  std::vector<Block> blocks;
   size_t bytes = 0;
 };
 
@@ -50,12 +56,12 @@ Header* take_kept(size_t bytes) {
   if (!lock) return nullptr;
   auto& blocks = kept().blocks;
   for (size_t i = blocks.size(); i-- > 0;) {
-    Header* block = blocks[i];
-    if (block->bytes < bytes || block->bytes / kMostWaste > bytes) continue;
+    const Block block = blocks[i];
+    if (block.bytes < bytes || block.bytes / kMostWaste > bytes) continue;
     blocks[i] = blocks.back();
     blocks.pop_back();
-    kept().bytes -= block->bytes;
-    return block;
+    kept().bytes -= block.bytes;
+    return block.header;
   }
   return nullptr;
 }
@@ -64,7 +70,7 @@ bool keep(Header* block) {
   std::unique_lock lock(kept().mutex, std::try_to_lock);
   if (!lock || kept().bytes + block->bytes > kKeptBytes) return false;
   try {
-    kept().blocks.push_back(block);
+    kept().blocks.push_back({block, block->bytes});
   } catch (const std::bad_alloc&) {
     return false;
   }
