@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from fastcl.ops.augment import INTERPOLATIONS
 from fastcl.ops.augment_table import PARAM_NAMES, _sin_cos, philox
-from fastcl.transforms.compose import OwnDraws, Pass, Size
+from fastcl.transforms.compose import OwnDraws
+from fastcl.transforms.passes import Pass, Size
 from fastcl.transforms.single import _interpolation, _probability, _symmetric
 
 _MAP = PARAM_NAMES.index("map_0")
