@@ -145,6 +145,7 @@ ONE_PASS = {
     "effects": [BLUR, T.RandomAdjustSharpness(2.5), T.RandomInvert(), T.RandomAutocontrast(), NORM, ERASE],
     "containers_of_one": [T.RandomOrder([HFLIP]), T.RandomChoice([GRAY]), T.RandomApply([BLUR], 1.0)],
     "center_crop": [HFLIP, T.CenterCrop((9, 12)), JITTER],
+    "a_jitter_of_nothing": [CROP, T.ColorJitter(), TURN, JITTER],
 }
 SEVERAL = {
     "two_jitters": ([JITTER, JITTER], 2),
