@@ -183,7 +183,36 @@ def test_an_epoch_that_was_left_is_followed_by_the_next():
     assert torch.equal(got[3][1], simclr()(noise(SIZES[3], 3), index=3, epoch=1)[1])
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_seeds_of_a_state_reach_workers_that_are_running(num_workers):
+    """They cut images to the crops that these seeds draw."""
+    want = by_label(Loader(Pictures(), simclr(5), batch_size=4))
+    state = Loader(Pictures(), simclr(5), batch_size=4).state_dict()
+    loader = Loader(Pictures(), simclr(6), batch_size=4, num_workers=num_workers)
+    by_label(loader)
+    loader.load_state_dict(state)
+    got = by_label(loader)
+    assert all(torch.equal(a, b) for number in want for a, b in zip(got[number], want[number], strict=True))
+
+
 # ------------------------------------------------------------------------------------------------------------ memory
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_of_an_image_only_the_box_around_its_crops_is_kept(monkeypatch, num_workers):
+    transform, seen = T.SimCLRTransform(8, normalize=NORMALIZE, seed=5), []
+    monkeypatch.setattr(Loader, "_views", lambda self, images, index, epoch: seen.append(images))
+    list(Loader(Pictures(), transform, batch_size=4, num_workers=num_workers, prefetch=0))
+    boxes = torch.cat([batch.boxes for batch in seen])
+    shapes = torch.cat([batch.shapes for batch in seen])
+    for number, (size, box, shape) in enumerate(zip(SIZES, boxes.tolist(), shapes.tolist(), strict=True)):
+        tables = [transform.transform.sample([number], size, view=view)[0, :4].tolist() for view in (0, 1)]
+        ends = [(top + height, left + width) for top, left, height, width in tables]
+        top, left = (int(min(table[axis] for table in tables)) for axis in (0, 1))
+        bottom, right = (int(max(end[axis] for end in ends)) for axis in (0, 1))
+        assert box == [top, left, *size]
+        assert shape == [bottom - top, right - left, 3]
+    assert sum(batch.data.numel() for batch in seen) == shapes.prod(1).sum() < 3 * sum(h * w for h, w in SIZES)
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 3])

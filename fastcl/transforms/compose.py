@@ -12,7 +12,7 @@ from torch.utils.data import get_worker_info
 
 from fastcl.ops.augment import _check_images, augment_apply, augment_sample, augment_views
 from fastcl.ops.augment_ragged import augment_sample_ragged, augment_views_ragged
-from fastcl.ops.augment_table import FLIP_AT, IDENTITY_RECIPE, PARAM_NAMES, RECIPE_NAMES, uniforms
+from fastcl.ops.augment_table import CROPS, FLIP_AT, IDENTITY_RECIPE, PARAM_NAMES, RECIPE_NAMES, uniforms
 from fastcl.ragged import RaggedBatch
 from fastcl.transforms.passes import Branching, Pass, Size, as_list
 
@@ -119,7 +119,7 @@ def require_transforms(owner: str, transforms: Sequence[Any], composes: bool = T
 
 def size_of(images: Tensor | RaggedBatch) -> Size | Tensor:
     """Height and width of a batch [B, C, H, W]; the shapes of images of different sizes."""
-    return images.shapes if isinstance(images, RaggedBatch) else (images.shape[2], images.shape[3])
+    return images.whole_shapes if isinstance(images, RaggedBatch) else (images.shape[2], images.shape[3])
 
 
 def as_batch(images: Any) -> tuple[Tensor | RaggedBatch, bool]:
@@ -484,3 +484,42 @@ def draw_views(
         transform.apply(image, table, out=view)
         for (transform, _), table, view in zip(views, tables, given, strict=True)
     ]
+
+
+def crops_first(transform: Compose) -> bool:
+    """Whether it looks at no more of an image than a crop that it draws."""
+    first = transform.passes[0]
+    return first.outside is None and first.recipe.get("crop", 0.0) != CROPS.index("whole")
+
+
+def crop_of_views(
+    views: Sequence[tuple[Compose, int]], seeds: Sequence[int], index: int, size: Size, epoch: int
+) -> tuple[int, ...]:
+    """The smallest box that holds the crops of all views of one image.
+
+    Args:
+        views: as :func:`draw_views`'s, all of which :func:`crops_first`.
+        seeds: one for each view, in place of its transform's.
+        index: the image's sample number.
+        size: its height and width.
+        epoch: as in a :class:`Compose`'s call.
+
+    Returns:
+        Top, left, height and width, in pixels.
+    """
+    numbers = torch.tensor([index], dtype=torch.int64, device="cpu")
+    boxes = []
+    for (transform, view), seed in zip(views, seeds, strict=True):
+        stream = {"seed": seed, "epoch": epoch, "view": view}
+        recipe, out_size = transform.recipe[0], transform.passes[0].output_size(size)
+        boxes.append(augment_sample(recipe, numbers, **stream, size=size, out_size=out_size)[0, :4].tolist())
+    top, left, bottom, right = (
+        int(end(values))
+        for end, values in (
+            (min, [top for top, _, _, _ in boxes]),
+            (min, [left for _, left, _, _ in boxes]),
+            (max, [top + height for top, _, height, _ in boxes]),
+            (max, [left + width for _, left, _, width in boxes]),
+        )
+    )
+    return top, left, bottom - top, right - left
