@@ -92,6 +92,18 @@ def test_every_kind_of_data_set_gives_the_same(kind):
     assert all(torch.equal(a, b) for a, b in zip(last, simclr()(images[8:], index=index, epoch=0), strict=True))
 
 
+@pytest.mark.parametrize("prefetch", [0, 1])
+def test_views_may_have_their_channels_last(prefetch):
+    images = torch.stack([noise((16, 18), i) for i in range(10)])
+    want = list(Loader(images, simclr(), batch_size=4))
+    got = list(Loader(images, simclr(), batch_size=4, memory_format=torch.channels_last, prefetch=prefetch))
+    for one, other in zip(want, got, strict=True):
+        assert all(view.is_contiguous(memory_format=torch.channels_last) for view in other)
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    with pytest.raises(ValueError, match="memory_format must be torch"):
+        Loader(images, simclr(), memory_format=torch.preserve_format)
+
+
 def test_what_stands_beside_an_image_comes_along():
     images, labels, weights = torch.zeros(6, 3, 8, 8, dtype=torch.uint8), torch.arange(6), torch.rand(6)
     for data in (TensorDataset(images, labels, weights), list(zip(images, labels, weights, strict=True))):

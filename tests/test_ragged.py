@@ -259,7 +259,7 @@ def test_arguments_that_do_not_fit(backend):
         augment_views_ragged(batch, [params[:3]], [(4, 4)])
     with pytest.raises(ValueError, match="at least one image"):
         augment_views_ragged(RaggedBatch.of([]), [params[:0]], [(4, 4)])
-    with pytest.raises(ValueError, match=r"out\[0\] must be contiguous \[8, 3, 4, 4\]"):
+    with pytest.raises(ValueError, match=r"out\[0\] must be contiguous or channels_last \[8, 3, 4, 4\]"):
         augment_views_ragged(batch, [params], [(4, 4)], out=[torch.empty(8, 1, 4, 4, dtype=torch.uint8)])
     with pytest.raises(TypeError, match=r"shapes must be int32 \[n, 3\], got torch\.int64"):
         augment_sample_ragged(transform.recipe[0], torch.arange(8), seed=0, shapes=batch.shapes.long(), out_size=(4, 4))
@@ -289,6 +289,9 @@ def test_views_in_one_call_are_those_of_many(backend):
         a is b for a, b in zip(augment_views_ragged(batch, tables, sizes, resize="bicubic", out=out), out, strict=True)
     )
     assert all(torch.equal(a, b) for a, b in zip(out, together, strict=True))
+    last = [torch.empty_like(view, memory_format=torch.channels_last) for view in together]
+    augment_views_ragged(batch, tables, sizes, resize="bicubic", out=last)
+    assert all(torch.equal(a, b) for a, b in zip(last, together, strict=True))
     with pytest.raises(ValueError, match="one entry for each view, got 3, 2"):
         augment_views_ragged(batch, tables, sizes[:2])
 

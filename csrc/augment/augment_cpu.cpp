@@ -48,6 +48,13 @@ struct Planes {
     return spare.get();
   }
 
+  // Memory for a finished view.
+  float* finished(int64_t values) {
+    if (!has_joined) joined = Buffer<float>(values);
+    has_joined = true;
+    return joined.get();
+  }
+
   int64_t plane;          // from one channel of `image` to the next
   int64_t height;         // of the highest image
   Buffer<float> image;    // [channels, plane]
@@ -55,7 +62,8 @@ struct Planes {
   Buffer<double> sums;    // of the gray of each band
   Buffer<float> narrow;   // a narrow crop: [runs, crop_height, kRowStep] pixels
   Buffer<float> between;  // bytes through the cubic filter: [channels, crop_height, row_steps(width)], resized across
-  bool has_other = false, has_narrow = false, has_between = false;
+  Buffer<float> joined;   // a view whose channels are to come last
+  bool has_other = false, has_narrow = false, has_between = false, has_joined = false;
   Axis axis_x, axis_y;
   Gaussian kernel_x, kernel_y;
 };
@@ -517,7 +525,16 @@ class PerSize {
   std::vector<Entry> entries_;
 };
 
-int64_t value_bytes(PixelType type) { return type == PixelType::kUint8 ? 1 : type == PixelType::kFloat32 ? 4 : 2; }
+// A view made channel by channel, to where its channels come last; `shared_out`: by all threads.
+template <class T>
+void join_view(const AugmentApply& view, const float* planes, char* out, bool shared_out) {
+  const int64_t pixels = view.out_height * view.out_width;
+  const auto join = [&](int64_t begin, int64_t end) {
+    join_channels(reinterpret_cast<const T*>(planes) + begin, pixels, view.channels, end - begin,
+                  reinterpret_cast<T*>(out) + begin * view.channels);
+  };
+  shared_out ? parallel_for(pixels, kRowThreadPixels, join) : join(0, pixels);
+}
 
 }  // namespace
 
@@ -538,11 +555,17 @@ void augment_apply(const AugmentApply* views, int64_t count) {
   if (count == 0) return;
   const AugmentRows& rows = augment_rows();
   const auto make = [&](const AugmentApply& view, int64_t i, Planes* planes, Lines* lines) {
-    if (!view.offsets) return View(view, rows, i, streams(view), planes, lines).run();
+    if (!view.offsets && !view.out_channels_last) return View(view, rows, i, streams(view), planes, lines).run();
     AugmentApply one = image_alone(view, i);
-    const int64_t values = view.channels * view.out_height * view.out_width;
-    one.out = static_cast<char*>(view.out) + i * values * value_bytes(view.out_type);
-    View(one, rows, 0, streams(view), planes, lines).run();
+    const int64_t values = view.channels * view.out_height * view.out_width, bytes = pixel_bytes(view.out_type);
+    char* const out = static_cast<char*>(view.out) + i * values * bytes;
+    one.out = out;
+    if (!view.out_channels_last) return View(one, rows, 0, streams(view), planes, lines).run();
+    // Every stage works channel by channel: the finished view is still in the cache when its channels are joined.
+    float* const finished = planes->finished(values);
+    one.out = finished;
+    View(one, rows, 0, false, planes, lines).run();
+    (bytes == 1 ? join_view<uint8_t> : bytes == 2 ? join_view<uint16_t> : join_view<float>)(one, finished, out, !lines);
   };
   const int64_t n = views[0].n, threads = thread_count();
   int64_t largest = 0;

@@ -30,9 +30,10 @@ struct AugmentBatch {
   bool nearest, bicubic, filled;
   void* out;
   PixelType out_type;
-  float* planes;         // [grid x, grid y, block_planes]; null: in shared memory
-  int64_t block_planes;  // floats
-  int arena;             // floats of shared memory beside the planes
+  int64_t out_channel_stride, out_pixel_stride;  // elements
+  float* planes;                                 // [grid x, grid y, block_planes]; null: in shared memory
+  int64_t block_planes;                          // floats
+  int arena;                                     // floats of shared memory beside the planes
   float fill[kLaunchChannels];
   float factor[kLaunchChannels], add[kLaunchChannels];  // normalisation of values up to 255 or 1
   float erase[kLaunchChannels];
@@ -201,7 +202,7 @@ class CudaView {
         pixels_(a.out_height * a.out_width),
         pitch_((pixels_ + 3) / 4 * 4),
         channel_(channel),
-        out_((int64_t(number) * a.channels + a.first_channel + channel) * pixels_),
+        out_(int64_t(number) * a.channels * pixels_ + (a.first_channel + channel) * a.out_channel_stride),
         image_(planes),
         other_(planes + kChannels * pitch_),
         arena_(arena),
@@ -232,7 +233,7 @@ class CudaView {
 
   // Of an image that cannot be.
   __device__ __forceinline__ void fill_with_nothing() {
-    for_each(kChannels, pixels_, [&](int c, int p) { put(out_ + int64_t(c) * pixels_ + p, NAN); });
+    for_each(kChannels, pixels_, [&](int c, int p) { put(place(c, p), NAN); });
   }
 
  private:
@@ -749,12 +750,12 @@ class CudaView {
 
   // `count` pixels of a channel from `at` on: point ops where they are still to come, normalised, converted.
   __device__ __forceinline__ void store(int c, int at, const float (&values)[4], int count, bool points) {
-    const int64_t to = out_ + int64_t(c) * pixels_ + at;
+    const int64_t to = place(c, at), step = a_.out_pixel_stride;
     const float factor = a_.factor[channel_ + c], add = a_.add[channel_ + c];
     float v[4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) v[k] = points ? point_ops(values[k]) : values[k];
-    const bool full = count == 4;
+    const bool full = count == 4 && step == 1;
     if (a_.out_type == PixelType::kUint8) {
       uint8_t* out = static_cast<uint8_t*>(a_.out) + to;
       const float scale = 255 / bound_, offset = byte_rounding(p_);
@@ -766,7 +767,7 @@ class CudaView {
       else
 #pragma unroll
         for (int k = 0; k < 4; ++k)
-          if (k < count) out[k] = b[k];
+          if (k < count) out[k * step] = b[k];
       return;
     }
 #pragma unroll
@@ -778,7 +779,7 @@ class CudaView {
       else
 #pragma unroll
         for (int k = 0; k < 4; ++k)
-          if (k < count) out[k] = v[k];
+          if (k < count) out[k * step] = v[k];
       return;
     }
     uint16_t* out = static_cast<uint16_t*>(a_.out) + to;
@@ -788,12 +789,17 @@ class CudaView {
     else
 #pragma unroll
       for (int k = 0; k < 4; ++k)
-        if (k < count) out[k] = half_bits(v[k]);
+        if (k < count) out[k * step] = half_bits(v[k]);
   }
 
   __device__ __forceinline__ uint16_t half_bits(float v) const {
     return a_.out_type == PixelType::kBFloat16 ? __bfloat16_as_ushort(__float2bfloat16(v))
                                                : __half_as_ushort(__float2half(v));
+  }
+
+  // Where pixel p of a channel of this block goes.
+  __device__ __forceinline__ int64_t place(int c, int p) const {
+    return out_ + c * a_.out_channel_stride + p * a_.out_pixel_stride;
   }
 
   // A finished value.
@@ -817,7 +823,7 @@ class CudaView {
         // A value given is cut off, as where torch turns it into a byte; noise is rounded.
         if (a_.out_type == PixelType::kUint8) value = rintf(value);
       }
-      put(out_ + int64_t(c) * pixels_ + p, value);
+      put(place(c, p), value);
     });
   }
 

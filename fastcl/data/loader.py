@@ -195,6 +195,7 @@ class Loader:
             order, and each yields its share of every batch.
         world_size: how many processes there are; ``batch_size`` is that of all together, a multiple of it. They always
             get equally many images: of a last batch that does not divide, the rest is left out.
+        memory_format: of the views, ``torch.contiguous_format`` or ``torch.channels_last``.
         on_error: ``"raise"``, or ``"skip"`` for images that cannot be read; :attr:`skipped` then has them.
         **dataloader: further arguments of torch's DataLoader, such as ``multiprocessing_context``.
 
@@ -224,6 +225,7 @@ class Loader:
         prefetch: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        memory_format: torch.memory_format = torch.contiguous_format,
         on_error: str = "raise",
         **dataloader: Any,
     ) -> None:
@@ -239,12 +241,16 @@ class Loader:
                 "Loader: rank must be in [0, world_size) and batch_size a multiple of world_size, got "
                 f"rank {rank}, world_size {world_size} and batch_size {batch_size}"
             )
+        if memory_format not in (torch.contiguous_format, torch.channels_last):
+            raise ValueError(
+                f"Loader: memory_format must be torch.contiguous_format or torch.channels_last, got {memory_format}"
+            )
         if on_error not in ("raise", "skip"):
             raise ValueError(f"Loader: on_error must be raise or skip, got {on_error!r}")
         if sampler is not None and shuffle:
             raise ValueError("Loader: shuffle is the sampler's business where one is given, got both")
         self.dataset, self.batch_size, self.shuffle, self.sampler = dataset, batch_size, shuffle, sampler
-        self.drop_last, self.prefetch = drop_last, prefetch
+        self.drop_last, self.prefetch, self.memory_format = drop_last, prefetch, memory_format
         self.rank, self.world_size = rank, world_size
         self.device = torch.device("cpu" if device is None else device)
         self.seed = int(torch.randint(2**32, (), device="cpu").item()) if seed is None else int(seed)
@@ -425,17 +431,28 @@ class Loader:
         return views if batch.rest is None else (views, *batch.rest)
 
     def _views(self, images: Tensor | RaggedBatch, index: Tensor, epoch: int) -> Any:
-        if self.device.type != "cpu" or not _composes(self.transform):
+        contiguous = self.memory_format == torch.contiguous_format
+        if not _composes(self.transform) or (contiguous and self.device.type != "cpu"):
             return self.transform(images, index=index, epoch=epoch)
         key = None if isinstance(images, RaggedBatch) else images.shape[1:]
         if key not in self._shapes:
             views = self.transform(images, index=index, epoch=epoch)
             each = views if isinstance(views, list) else [views]
             self._shapes[key] = [(view.shape[1:], view.dtype) for view in each]
-            return views
-        out = [self._buffers.empty([len(index), *shape], dtype) for shape, dtype in self._shapes[key]]
+            laid = [view.contiguous(memory_format=self.memory_format) for view in each]
+            return laid if isinstance(views, list) else laid[0]
+        out = [self._empty([len(index), *shape], dtype) for shape, dtype in self._shapes[key]]
         into: Any = out[0] if isinstance(self.transform, Compose) else out
         return self.transform(images, index=index, epoch=epoch, out=into)
+
+    def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Memory for a view [B, C, H, W]."""
+        if self.device.type != "cpu":  # whose own allocator gives memory again
+            return torch.empty(shape, dtype=dtype, device=self.device, memory_format=self.memory_format)
+        if self.memory_format == torch.contiguous_format:
+            return self._buffers.empty(shape, dtype)
+        n, channels, height, width = shape
+        return self._buffers.empty([n, height, width, channels], dtype).permute(0, 3, 1, 2)
 
 
 def _tensors_of(dataset: Any) -> tuple[Tensor | RaggedBatch | RowImages, tuple[Tensor, ...] | None] | None:

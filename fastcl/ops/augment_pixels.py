@@ -70,9 +70,7 @@ def _resize(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     return functional.interpolate(image[None], size, mode=mode, antialias=True)[0]
 
 
-def _crop_resize_flip(
-    image: Tensor, p: SimpleNamespace, size: tuple[int, int], mode: str, bound: float
-) -> Tensor:
+def _crop_resize_flip(image: Tensor, p: SimpleNamespace, size: tuple[int, int], mode: str, bound: float) -> Tensor:
     top, left, height, width = (int(v) for v in (p.crop_top, p.crop_left, p.crop_height, p.crop_width))
     image = image[:, top : top + height, left : left + width]
     if mode == "bicubic" and bound == 255:

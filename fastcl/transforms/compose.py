@@ -230,8 +230,8 @@ class Compose:
                 depend on (seed, epoch, index, view) alone. Without, a counter runs on, so that each call draws anew.
             epoch: changes all draws.
             view: likewise, for several views of one image.
-            out: a contiguous tensor of the result's shape and dtype to write into, as an earlier call gave it: large
-                results that are made anew cost as much again in fresh memory.
+            out: a tensor of the result's shape and dtype to write into, contiguous or channels_last: large results that
+                are made anew cost as much again in fresh memory.
 
         Returns:
             [B, C, height, width] or [C, height, width], of the images' dtype, ToDtype's, or float32 after Normalize;
