@@ -168,7 +168,8 @@ def source_positions(columns: dict[str, float], size: tuple[int, int]) -> tuple[
     y = torch.arange(h, dtype=torch.float64)[:, None] - (h - 1) / 2
     x = torch.arange(w, dtype=torch.float64) - (w - 1) / 2
     m = [columns[f"map_{i}"] for i in range(9)]
-    return m[0] * x + m[1] * y + m[2] + (w - 1) / 2, m[3] * x + m[4] * y + m[5] + (h - 1) / 2
+    depth = m[6] * x + m[7] * y + m[8]
+    return (m[0] * x + m[1] * y + m[2]) / depth + (w - 1) / 2, (m[3] * x + m[4] * y + m[5]) / depth + (h - 1) / 2
 
 
 @pytest.mark.parametrize("name", WARPS)
