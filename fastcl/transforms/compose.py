@@ -21,6 +21,7 @@ _FLIPS = [PARAM_NAMES.index(name) for name in ("hflip", "vflip")]
 _FLIPS_AT = [RECIPE_NAMES.index(name) for name in ("hflip_at", "vflip_at")]
 _MAP = slice(PARAM_NAMES.index("map_0"), PARAM_NAMES.index("map_8") + 1)
 _OWN_BLOCKS, _OUTSIDE_BLOCKS = 128, 192  # the recipe's draws take the blocks of numbers before
+_CACHED_VALUES = 1 << 17  # of images: a few tensors of so many floats stay in the second-level cache
 
 
 class Transform:
@@ -309,8 +310,7 @@ class Compose:
                 _check_images(name, value)
                 if single and plan.outside.transform.needs_batch:
                     raise ValueError(f"{name}: images must be a batch [B, C, H, W], got one image")
-                value = value / 255 if value.dtype == torch.uint8 else value
-                value = plan.outside.transform.outside(value, table[:, len(PARAM_NAMES) :], outside_fill)
+                value = _outside(plan.outside.transform, value, table[:, len(PARAM_NAMES) :], outside_fill)
                 table = table[:, : len(PARAM_NAMES)].contiguous()
             if isinstance(value, RaggedBatch):
                 value = augment_views_ragged(value, [table], [size], **how, out=None if into is None else [into])[0]
@@ -416,6 +416,24 @@ class Compose:
             tables.append(table)
             size = out_size
         return tables[0] if len(tables) == 1 else torch.cat(tables, dim=1)
+
+
+def _outside(transform: OwnDraws, images: Tensor, params: Tensor, fill: list[float] | None) -> Tensor:
+    """What a transform that comes before the fused op makes of images: floats from 0 to 1.
+
+    On the CPU only where something happens, and so few at a time that they stay in the cache through its many steps.
+    """
+    floats = images / 255 if images.dtype == torch.uint8 else images
+    if transform.needs_batch:
+        return transform.outside(floats, params, fill)
+    neutral = torch.tensor([*transform.columns.values()], dtype=params.dtype, device=params.device)
+    changed = (params != neutral).any(1)
+    if images.device.type != "cpu" or torch.compiler.is_compiling():
+        return torch.where(changed[:, None, None, None], transform.outside(floats, params, fill), floats)
+    out = floats.clone() if floats is images else floats
+    for rows in changed.nonzero()[:, 0].split(max(1, _CACHED_VALUES // images.shape[1:].numel())):
+        out[rows] = transform.outside(floats[rows], params[rows], fill)
+    return out
 
 
 def _sample_pass(recipe: Tensor, index: Tensor, size: Size | Tensor, out_size: Size, stream: dict[str, int]) -> Tensor:
