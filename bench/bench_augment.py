@@ -127,7 +127,8 @@ def of_torchtransform(load: Load, images: Tensor, out: int, taps: int) -> Run:
 def of_pytorch(_: Load, images: Tensor, out: int, taps: int) -> Run:
     """By hand, as somebody would who needs geometry alone: crop, flip and rotation as one map for each image.
 
-    Bilinear without antialias; a crop is tried once and cut off at the image's size; a turn shows what lies beside the crop.
+    Bilinear without antialias; a crop is tried once and cut off at the image's size; beside it a turn shows the rest of
+    the image.
     """
     if taps:
         raise NotComparable
