@@ -3,7 +3,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import os
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader, Dataset
 
-import fastcl
+import fastcl.losses
 from fastcl import transforms as T
 
 NORMALIZE = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -502,6 +504,30 @@ def test_a_new_epoch_compiles_nothing_new():
     for epoch in range(10):
         assert torch.equal(compiled(images, index, epoch), t(images, index, epoch)[0])
     assert counter.frame_count <= 2  # the first epoch, and any
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="inductor needs a C++ compiler")
+def test_transform_model_and_loss_are_one_graph_of_inductor_s():
+    """A training step with torch.compile's own backend; more epochs, and views that take several passes."""
+    torch._dynamo.reset()
+    t = T.Compose([T.RandomResizedCrop(8), T.RandomRotation(20), T.RandomAffine(10), T.Normalize([0.5], [0.5])], seed=1)
+    model, loss_of = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 8)), fastcl.losses.NTXentLoss(0.2)
+
+    def step(images: Tensor, index: Tensor, epoch: int) -> Tensor:
+        return loss_of(*(model(view) for view in t.views(images, 2, index, epoch)))
+
+    compiled, images, index = torch.compile(step, fullgraph=True), noise(6), torch.arange(6)
+    for epoch in range(3):
+        model.zero_grad()
+        want = step(images, index, epoch)
+        want.backward()
+        gradient = model[1].weight.grad.clone()
+        model.zero_grad()
+        got = compiled(images, index, epoch)
+        got.backward()
+        # Of sums of 192 and of logits up to 5, in another order.
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model[1].weight.grad, gradient, rtol=0, atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------------- preview
