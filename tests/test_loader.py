@@ -313,6 +313,13 @@ def test_an_item_that_is_no_image_is_named(name):
         list(Loader([item], simclr()))
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_images_of_other_channels_are_named(num_workers):
+    images = [noise((9, 9), 0), noise((9, 9), 1), noise((9, 9), 2, channels=1)]
+    with pytest.raises(ValueError, match="image 2 of the data set must have as many channels as image 0, 3, got 1"):
+        list(Loader(images, simclr(), batch_size=3, num_workers=num_workers))
+
+
 def test_arguments_out_of_range():
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         Loader(Pictures(), simclr(), batch_size=0)
@@ -351,6 +358,8 @@ def test_collate_is_a_dataloader_s():
     assert all(torch.equal(images[i], noise(SIZES[i], i)) for i in range(4))
     assert simclr()(images, index=labels)[0].shape == (4, 3, 12, 12)
     assert len(collate([noise((4, 5), 0), noise((5, 4), 1)])) == 2
+    with pytest.raises(ValueError, match="collate: samples must hold at least one image"):
+        collate([])
 
 
 def photograph(height: int, width: int) -> Any:

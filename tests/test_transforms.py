@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import fastcl.losses
 from fastcl import transforms as T
+from fastcl.data import RaggedBatch
 
 NORMALIZE = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
@@ -549,6 +550,18 @@ def test_preview_grid(backend, channels):
 
 # -------------------------------------------------------------------------------------------------------- bad input
 
+
+def edited(row: int, column: str, value: float) -> Tensor:
+    params = pipeline().sample(4, (20, 24))
+    params[row, T.PARAM_NAMES.index(column)] = value
+    return pipeline().apply(noise(4), params)
+
+
+def test_an_empty_batch_gives_empty_views(backend):
+    assert [view.shape for view in T.SimCLRTransform(8)(noise(0))] == [(0, 3, 8, 8)] * 2
+    assert T.ElasticTransform()(noise(0)).shape == (0, 3, 20, 24)
+
+
 BAD = {
     "seed": (lambda: T.Compose([], seed=2**63), ValueError, "seed must be in"),
     "foreign": (lambda: T.Compose([torch.nn.ReLU()]), TypeError, "must be fastcl.transforms', got torch.nn"),
@@ -588,6 +601,12 @@ BAD = {
     "std": (lambda: T.Normalize([0.5], [0.0]), ValueError, "std not 0"),
     "dtype": (lambda: T.ToDtype(torch.int64, scale=True), ValueError, "dtype must be"),
     "images": (lambda: HFLIP([1, 2]), TypeError, "images must be a Tensor or a PIL image, got list"),
+    "no_rows": (lambda: HFLIP(noise(2, size=(0, 4))), ValueError, r"images must be .* not 0, got \[2, 3, 0, 4\]"),
+    "no_channels": (lambda: T.ElasticTransform()(noise(2, 0)), ValueError, r"images must be .* got \[2, 0, 20, 24\]"),
+    "other_channels": (lambda: pipeline()(noise(2, 2)), ValueError, "mean must have 1 or 2 values, got 3"),
+    "empty_ragged": (lambda: CROP(RaggedBatch.of([])), ValueError, "images must hold at least one image"),
+    "nan_row": (lambda: edited(1, "hue", math.nan), RuntimeError, r"params\[1\] has hue = nan"),
+    "crop_outside": (lambda: edited(2, "crop_left", 24), RuntimeError, r"params\[2\] has crop_left = 24"),
     "dims": (lambda: HFLIP(torch.zeros(4, 4)), ValueError, r"got \[4, 4\]"),
     "integers": (lambda: HFLIP(torch.zeros(1, 3, 4, 4).long()), TypeError, "got torch.int64"),
     "index": (lambda: HFLIP(noise(3), index=torch.arange(2)), ValueError, "one number for each of 3 images, got 2"),

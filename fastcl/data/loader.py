@@ -33,7 +33,13 @@ def collate(samples: Sequence[Any]) -> Any:
 
     Returns:
         A :class:`RaggedBatch`; for tuples, a tuple of it and of what torch's ``default_collate`` makes of the rest.
+
+    Raises:
+        TypeError: for what is no image of bytes; names the image.
+        ValueError: for no samples, an image of no pixels, or of other channels than the first's; names the image.
     """
+    if not len(samples):
+        raise ValueError("collate: samples must hold at least one image, got none")
     if not isinstance(samples[0], (tuple, list)):
         return RaggedBatch.of(samples)
     images, *rest = zip(*samples, strict=True)
@@ -103,6 +109,13 @@ def _collate_read(read: Sequence[_Read]) -> _Raw:
     index = torch.tensor([one.number for one in kept], dtype=torch.int64)
     if not kept:
         return _Raw(index, None, None, skipped)
+    channels = [len(one.sample[0] if isinstance(one.sample, tuple) else one.sample) for one in kept]
+    for one, count in zip(kept, channels, strict=True):
+        if count != channels[0]:
+            raise ValueError(
+                f"Loader: image {one.number} of the data set must have as many channels as image {kept[0].number}, "
+                f"{channels[0]}, got {count}"
+            )
     batch = collate([one.sample for one in kept])
     images, rest = (batch[0], batch[1:]) if isinstance(batch, tuple) else (batch, None)
     boxes = torch.tensor([one.box for one in kept], dtype=torch.int32)

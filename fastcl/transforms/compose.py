@@ -306,9 +306,9 @@ class Compose:
             size = plan.output_size(size_of(value))
             outside_fill = how.pop("outside_fill", None)
             if plan.outside and isinstance(value, Tensor):
-                name = type(plan.outside.transform).__name__
-                _check_images(name, value)
+                _check_images("transforms", value)
                 if single and plan.outside.transform.needs_batch:
+                    name = type(plan.outside.transform).__name__
                     raise ValueError(f"{name}: images must be a batch [B, C, H, W], got one image")
                 value = _outside(plan.outside.transform, value, table[:, len(PARAM_NAMES) :], outside_fill)
                 table = table[:, : len(PARAM_NAMES)].contiguous()
@@ -480,6 +480,8 @@ def draw_views(
         The views.
     """
     batch, single = as_batch(images)
+    if isinstance(batch, Tensor):
+        _check_images("transforms", batch)
     size = size_of(batch)
     numbers: dict[int, tuple[Tensor, int]] = {}
     tables = []
