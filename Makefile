@@ -92,6 +92,7 @@ test-ptx: $(VENV)/.cuda $(VENV)/.test  ## the CUDA kernels' tests with the PTX t
 	FASTCL_EMULATOR_PTX=80:contrast $(BIN)/python -m pytest -q -n auto tests/test_contrast_cuda.py -k 'not simt'
 	FASTCL_EMULATOR_PTX=90:contrast $(BIN)/python -m pytest -q -n auto tests/test_contrast_cuda.py -k ntxent
 	FASTCL_EMULATOR_PTX=80:augment $(BIN)/python -m pytest -q tests/test_augment_cuda.py
+	FASTCL_EMULATOR_PTX=80:augment $(BIN)/python -m pytest -q tests/test_augment_draws.py -k 'emulated and bits'
 	FASTCL_EMULATOR_PTX=75:int8_linear $(BIN)/python -m pytest -q -n auto tests/test_int8_cuda.py -k sm_75
 	FASTCL_EMULATOR_PTX=80:int8_linear $(BIN)/python -m pytest -q -n auto tests/test_int8_cuda.py -k sm_80
 
