@@ -48,6 +48,7 @@ CERTAIN = {
     "turn": lambda t: t.RandomRotation((33, 33), fill=7),
     "solarize": lambda t: t.RandomSolarize(0.3, 1.0),
     "gray": lambda t: t.RandomGrayscale(1.0),
+    "all_gray": lambda t: t.Grayscale(3),
     "jitter": lambda t: t.ColorJitter((1.4, 1.4)),
     "blur": lambda t: t.GaussianBlur(5, 1.3),
     "nested": lambda t: t.Compose([t.Compose([t.RandomHorizontalFlip(1.0)]), t.RandomVerticalFlip(1.0)]),

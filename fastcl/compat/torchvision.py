@@ -116,6 +116,7 @@ class _Reader:
             "RandomApply": lambda: self._chance(theirs.transforms, theirs.p),
             "RandomChoice": lambda: [T.RandomChoice([self._one(part) for part in theirs.transforms], theirs.p)],
             "RandomOrder": lambda: [T.RandomOrder([self._one(part) for part in theirs.transforms])],
+            "Grayscale": lambda: self._grayscale(theirs.num_output_channels),
             "ToTensor": lambda: [T.ToDtype(torch.float32, scale=True)],
             "ConvertImageDtype": lambda: [T.ToDtype(theirs.dtype, scale=True)],
             "ToDtype": lambda: [T.ToDtype(theirs.dtype, scale=theirs.scale)],
@@ -159,6 +160,11 @@ class _Reader:
             self.differences.append(f"{name}: a draw for each image, not for the batch; no labels")
         transform: T.Transform = kind(**given)
         return transform
+
+    def _grayscale(self, channels: int) -> list[T.Transform]:
+        if channels != 3:
+            raise ValueError("num_output_channels must be 3")
+        return [T.RandomGrayscale(1.0)]
 
     def _one(self, theirs: Any) -> Any:
         """One transform as one, also where several stand in for it."""
