@@ -22,7 +22,7 @@ def generate(
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the IDX files of mnist or fashion-mnist.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels of a folder's images. (default: 64)")] = None,
     limit: Annotated[int | None, typer.Option(help="Use about so many images.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Of the training.")] = 6000,
+    steps: Annotated[int, typer.Option(min=1, help="Of the training.")] = 3000,
     batch_size: Annotated[int, typer.Option(min=2, help="Real, and as many generated, images in a step.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, order and draws.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads to use. (default: all cores)")] = None,
