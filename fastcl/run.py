@@ -32,6 +32,7 @@ from fastcl.files import TEMPORARY, locked, write_atomically
 from fastcl.generate import GeneratedDataset
 from fastcl.generate import job as generation
 from fastcl.pretrain import Pretraining
+from fastcl.private import PrivatePretraining
 from fastcl.progress import Reporter
 from fastcl.recipe import TextRecipe
 from fastcl.report import Evidence, Generation, replace_frontier, write_report
@@ -210,7 +211,8 @@ def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: 
     reporter.note(_describe(images))
     _tell_skipped(images, reporter)
     _check_generate(config, images)
-    training = Pretraining(images.train_images, config)  # all that pretraining ever sees
+    _check_private(config)
+    training = _pretraining(images.train_images, config)  # all that pretraining ever sees
     distributed.on_first(lambda: _begin(config, out, overwrite))
     environment = {"fastcl": fastcl.__version__, "torch": torch.__version__, "backends": fastcl.backends()}
     description = {
@@ -276,6 +278,8 @@ def _finish(
         "train_seconds": training.seconds,
         "images_per_second": training.images_per_second,
     }
+    if isinstance(training, PrivatePretraining):
+        metrics |= {"dp_epsilon": config.dp_epsilon, "dp_delta": config.dp_delta, "dp_noise": training.noise}
     for prefix, model in (("", encoder), ("int8_", int8)):
         for batch in LADDER_BATCHES:
             metrics[f"{prefix}latency_ms_batch_{batch}"] = latency_ms(model, images.test_images, batch)
@@ -451,6 +455,19 @@ def _check_generate(config: RunConfig, images: data.Dataset) -> None:
         raise ConfigError(
             f"generate: the images must fit into memory; --limit takes some of the {len(images.images):,}"
         )
+
+
+def _check_private(config: RunConfig) -> None:
+    """Refuses what would look at the training images again, without protection."""
+    if config.dp_epsilon is not None and (config.generate or config.ladder != "none"):
+        raise ConfigError(
+            "dp_epsilon: generated images and smaller encoders would be learnt from the images without protection; "
+            "it goes with --generate 0 and --ladder none"
+        )
+
+
+def _pretraining(images: torch.Tensor, config: RunConfig) -> Pretraining:
+    return Pretraining(images, config) if config.dp_epsilon is None else PrivatePretraining(images, config)
 
 
 def _generate(

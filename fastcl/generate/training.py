@@ -1,9 +1,9 @@
 """Training of a generator against a discriminator, which can stop and go on at any step.
 
 The loss is the non-saturating one (Goodfellow et al. 2014), with R1 on real images every few steps (Mescheder et al.
-2018; Karras et al. 2020) and differentiable augmentation. Both networks are told which cluster of the features of an
-encoder an image is of (Liu et al. 2020): between classes, where no real image is, a generator of one continuous range of
-images would have to make some. What comes out is a moving average of the generator.
+2018; Karras et al. 2020) and differentiable augmentation. Both networks are told which cluster of an encoder's features
+an image is of (Liu et al. 2020): between classes, where no real image is, a generator of one continuous range of images
+would have to make some. What comes out is a moving average of the generator.
 """
 
 from __future__ import annotations
