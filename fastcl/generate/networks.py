@@ -66,7 +66,7 @@ class GeneratorConfig:
 
 
 class Generator(nn.Module):
-    """From latents and a cluster to an image: a linear layer to the smallest map, and transposed convolutions to double it.
+    """From latents and a cluster to an image: a linear layer to the smallest map, transposed convolutions to double it.
 
     Where a side is odd, the last row or column of the doubled map is cut off.
 
