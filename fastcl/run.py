@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -36,6 +35,7 @@ from fastcl.private import PrivatePretraining
 from fastcl.progress import Reporter
 from fastcl.recipe import TextRecipe
 from fastcl.report import Evidence, Generation, replace_frontier, write_report
+from fastcl.signals import stop_signal, termination_raises
 
 __all__ = [
     "BASELINES",
@@ -44,7 +44,6 @@ __all__ = [
     "LADDER_FOLDER",
     "TIMINGS",
     "Interrupted",
-    "Terminated",
     "compress",
     "holds",
     "load_run",
@@ -89,12 +88,6 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int, step: int, steps: int) -> None:
         super().__init__(f"stopped at step {step} of {steps}")
         self.exit_code = 128 + signal_number
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came where there is no step to wait for; what is on disk stands, as after Ctrl-C."""
-
-    exit_code = 128 + signal.SIGTERM
 
 
 def settings_of(out: Path) -> dict[str, Any] | None:
@@ -144,7 +137,7 @@ def run(
         resume, overwrite = True, overwrite and not _is_unfinished(config, out)
     with distributed.joined(config.device), _threads(config.threads or 1), contextlib.ExitStack() as stack:
         distributed.on_first(lambda: stack.enter_context(_exclusive(out)))
-        stack.enter_context(_termination_raises())
+        stack.enter_context(termination_raises())
         config = distributed.on_first(lambda: config)  # whose --resume may have read a stored one
         if not distributed.is_first():
             reporter = Reporter()
@@ -354,7 +347,7 @@ def compress(out: Path, config: LadderConfig, *, reporter: Reporter | None = Non
     run_config, images = load_run(out)
     if images.kind != "images":
         raise RunError(f"{out} holds a run on {images.kind}; smaller encoders are made for images alone")
-    with _exclusive(out), _termination_raises(), _threads(run_config.threads or torch.get_num_threads()):
+    with _exclusive(out), termination_raises(), _threads(run_config.threads or torch.get_num_threads()):
         try:
             encoder, _ = load_encoder(out / FILES["encoder"])
             for folder in (out, out / LADDER_FOLDER):
@@ -476,7 +469,7 @@ def _generate(
     """Trains the generator, and compares pretraining with and without its images where there are labels to judge by."""
     folder, origin = out / GENERATED_FOLDER, {"data": description["data"]}
     comparisons: list[generation.Comparison] = []
-    with _stop_signal() as stop:
+    with stop_signal() as stop:
         try:
             reporter.stage("generate")
             gan = generation.gan_config(config)
@@ -511,7 +504,7 @@ def _restore(training: Pretraining, path: Path, description: dict[str, Any], rep
 
 
 def _pretrain(training: Pretraining, out: Path, description: dict[str, Any], reporter: Reporter) -> None:
-    with _stop_signal() as stop, reporter.training(training) as on_step:
+    with stop_signal() as stop, reporter.training(training) as on_step:
         try:
             finished = training.run(out / FILES["checkpoint"], description, on_step, lambda: bool(stop))
         except DivergedError as error:
@@ -592,50 +585,3 @@ def _threads(count: int) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _termination_raises() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does: the folder is left in order, and a message says how to go on.
-
-    With many processes, which wait for each other outside of Python, it ends this one at once.
-    """
-    if distributed.world()[1] > 1:
-        yield
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    try:
-        before = signal.signal(signal.SIGTERM, handle)
-    except ValueError:  # not the main thread: whoever called this handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _stop_signal() -> Iterator[list[int]]:
-    """Collects Ctrl-C and SIGTERM instead of dying of them; the second one ends the process as usual."""
-    received: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        for other in numbers:
-            signal.signal(other, before[other])
-
-    try:
-        before = {number: signal.signal(number, handle) for number in numbers}
-    except ValueError:  # not the main thread: whoever called this handles signals
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
