@@ -30,6 +30,7 @@ from fastcl.config import RunConfig, make_config
 from fastcl.data import load
 from fastcl.encoder import Encoder, EncoderConfig
 from fastcl.errors import CheckpointError, ConfigError, DataError, DivergedError, MissingExtraError
+from fastcl.files import locked
 from fastcl.generate import (
     Discriminator,
     GanConfig,
@@ -513,6 +514,33 @@ def test_what_cannot_be_generated(tmp_path: Path):
         with pytest.raises(ConfigError, match="generate"):
             run(make_config(settings), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_stops_between_steps_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    flags = ["--data", "digits", "--limit=40", "--steps=6", "--batch-size=8", "--threads=1", "--out"]
+    original, calls = GanTraining._train_step, 0
+
+    def train_step(self: GanTraining) -> tuple[float, float]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self)
+
+    monkeypatch.setattr(GanTraining, "_train_step", train_step)
+    code, output = command("generate", *flags, str(tmp_path / "stopped"))
+    assert (code, calls) == (130, 2)
+    assert "stopped; to go on: fastcl generate" in output
+    with locked(tmp_path / "stopped"):
+        code, output = command("generate", *flags, str(tmp_path / "stopped"))
+    assert (code, calls) == (1, 2)
+    assert "another process of fastcl is at work there" in output
+    code, output = command("generate", *flags, str(tmp_path / "stopped"))
+    assert (code, calls) == (0, 6)
+    assert "resumed at step 2 of 6" in output
+    assert command("generate", *flags, str(tmp_path / "whole"))[0] == 0
+    first, second = (load_generator(tmp_path / name / "generator.safetensors")[0] for name in ("stopped", "whole"))
+    assert torch.equal(GeneratedDataset(first, 10).images, GeneratedDataset(second, 10).images)
 
 
 def test_the_command(tmp_path: Path):
