@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <optional>
 #include <vector>
 
 #include "augment/augment.h"
@@ -41,6 +42,7 @@ int64_t band_pixels(const AugmentApply& a) { return std::min(band_rows(a.out_wid
 struct Planes {
   explicit Planes(const AugmentApply& a)
       : plane(row_steps(a.out_height * a.out_width) + kRowStep),
+        height(a.height),
         image(a.channels * plane),
         sums(a.out_height),
         axis_x(a.width, a.out_width, a.bicubic),
@@ -55,19 +57,30 @@ struct Planes {
     return spare.get();
   }
 
-  int64_t plane;        // from one channel of `image` to the next
-  Buffer<float> image;  // [channels, plane]
-  Buffer<float> spare;  // likewise
-  Buffer<double> sums;  // of the gray of each band
-  bool has_other = false;
+  // Memory for a finished view.
+  float* finished(int64_t values) {
+    if (!has_joined) joined = Buffer<float>(values);
+    has_joined = true;
+    return joined.get();
+  }
+
+  int64_t plane;          // from one channel of `image` to the next
+  int64_t height;         // of the highest image
+  Buffer<float> image;    // [channels, plane]
+  Buffer<float> spare;    // likewise
+  Buffer<double> sums;    // of the gray of each band
+  Buffer<float> between;  // bytes through the cubic filter: [channels, crop_height, width], resized across
+  Buffer<float> joined;   // a view whose channels are to come last
+  bool has_other = false, has_joined = false;
   Axis axis_x, axis_y;
+  std::optional<Axis> same_x, same_y;  // that change nothing
   Gaussian kernel_x, kernel_y;
 };
 
 // One thread's rows.
 struct Lines {
   explicit Lines(const AugmentApply& a)
-      : row_pitch(row_steps(a.width) + 2 * kRowStep),
+      : row_pitch(row_steps(std::max(a.width, a.out_width)) + 2 * kRowStep),
         padded_pitch(row_steps(3 * a.out_width) + 4 * kRowStep),
         line_pitch(row_steps(std::max(kBand, band_pixels(a)))),
         rows(kFewTaps * 3 * row_pitch),
@@ -185,17 +198,71 @@ class View {
     crop.width = int64_t(p_.crop_width);
     crop.across = s_.axis_x.table;
     crop.down = s_.axis_y.table;
-    // The cubic filter overshoots; what is not bytes is left as it is, as in torchvision.
-    crop.clamps = a_.bicubic && a_.image_type == PixelType::kUint8;
     crop.bound = bound_;
+    if constexpr (sizeof(Pixel) == 1)
+      if (a_.bicubic && (crop.across.taps > 1 || crop.down.taps > 1)) return cut_off(crop, sweep);
+    into_sweep(crop, sweep);
+  }
+
+  // Bytes through the cubic filter, which overshoots: as torchvision's, across first, and cut off between the two
+  // directions and after them. What is not bytes is left as it is, there too.
+  void cut_off(const Resample<uint8_t>& crop, const Sweep& sweep) {
+    const int64_t rows = int64_t(p_.crop_height), plane = s_.height * width_, values = a_.channels * plane;
+    if (!s_.same_x) {
+      s_.same_x.emplace(width_, width_, true);
+      s_.same_y.emplace(s_.height, s_.height, true);
+      s_.between = Buffer<float>(values + 2 * kRowStep);
+    }
+    s_.same_x->build(rows_, width_, width_, false);
+    s_.same_y->build(rows_, rows, rows, false);
+    rows_.place(&s_.same_x->table);
+    each(rows, row_grain(), [&](Lines& lines, int64_t begin, int64_t end) {
+      Resample<uint8_t> across = crop;
+      use_scratch(lines, &across);
+      across.down = s_.same_y->table;
+      across.clamps = true;
+      ColorRun run{};
+      run.channels = a_.channels == 3 ? 3 : 1;
+      run.bytes = &across;
+      run.begin = begin;
+      run.end = end;
+      run.n = width_;
+      for (int64_t c = 0; c < a_.channels; c += run.channels, across.in += run.channels * crop.channel_pitch) {
+        for (int64_t k = 0; k < run.channels; ++k) {
+          run.out[k] = s_.between.get() + (c + k) * plane + begin * width_;
+          run.factor[k] = 1;
+        }
+        rows_.color(run);
+      }
+    });
+    Resample<float> down{};
+    down.in = s_.between.get();
+    down.end = down.in + values + 2 * kRowStep;
+    down.pitch = down.width = width_;
+    down.channel_pitch = plane;
+    down.step = 1;
+    down.across = s_.same_x->table;
+    down.down = crop.down;
+    down.clamps = true;
+    down.bound = bound_;
+    into_sweep(down, sweep);
+  }
+
+  template <class Pixel>
+  void into_sweep(const Resample<Pixel>& crop, const Sweep& sweep) {
     each_band([&](Lines& lines, int64_t band) {
       Resample<Pixel> source = crop;
-      source.row_pitch = lines.row_pitch;
-      source.rows = reinterpret_cast<Pixel*>(lines.rows.get());
-      source.lines = lines.rows.get();
-      source.mixed = lines.mixed.get();
+      use_scratch(lines, &source);
       sweep_band(sweep, band, lines, &source);
     });
+  }
+
+  template <class Pixel>
+  static void use_scratch(Lines& lines, Resample<Pixel>* crop) {
+    crop->row_pitch = lines.row_pitch;
+    crop->rows = reinterpret_cast<Pixel*>(lines.rows.get());
+    crop->lines = lines.rows.get();
+    crop->mixed = lines.mixed.get();
   }
 
   void warp() {
@@ -428,7 +495,16 @@ class PerSize {
   std::vector<Entry> entries_;
 };
 
-int64_t value_bytes(PixelType type) { return type == PixelType::kUint8 ? 1 : type == PixelType::kFloat32 ? 4 : 2; }
+// A view made channel by channel, to where its channels come last; `shared_out`: by all threads.
+template <class T>
+void join_view(const AugmentApply& view, const float* planes, char* out, bool shared_out) {
+  const int64_t pixels = view.out_height * view.out_width;
+  const auto join = [&](int64_t begin, int64_t end) {
+    join_channels(reinterpret_cast<const T*>(planes) + begin, pixels, view.channels, end - begin,
+                  reinterpret_cast<T*>(out) + begin * view.channels);
+  };
+  shared_out ? parallel_for(pixels, kRowThreadPixels, join) : join(0, pixels);
+}
 
 }  // namespace
 
@@ -449,11 +525,17 @@ void augment_apply(const AugmentApply* views, int64_t count) {
   if (count == 0) return;
   const AugmentRows& rows = augment_rows();
   const auto make = [&](const AugmentApply& view, int64_t i, Planes* planes, Lines* lines) {
-    if (!view.offsets) return View(view, rows, i, streams(view), planes, lines).run();
+    if (!view.offsets && !view.out_channels_last) return View(view, rows, i, streams(view), planes, lines).run();
     AugmentApply one = image_alone(view, i);
-    const int64_t values = view.channels * view.out_height * view.out_width;
-    one.out = static_cast<char*>(view.out) + i * values * value_bytes(view.out_type);
-    View(one, rows, 0, streams(view), planes, lines).run();
+    const int64_t values = view.channels * view.out_height * view.out_width, bytes = pixel_bytes(view.out_type);
+    char* const out = static_cast<char*>(view.out) + i * values * bytes;
+    one.out = out;
+    if (!view.out_channels_last) return View(one, rows, 0, streams(view), planes, lines).run();
+    // Every stage works channel by channel: the finished view is still in the cache when its channels are joined.
+    float* const finished = planes->finished(values);
+    one.out = finished;
+    View(one, rows, 0, false, planes, lines).run();
+    (bytes == 1 ? join_view<uint8_t> : bytes == 2 ? join_view<uint16_t> : join_view<float>)(one, finished, out, !lines);
   };
   const int64_t n = views[0].n, threads = thread_count();
   int64_t largest = 0;

@@ -95,10 +95,18 @@ struct FewTaps {
   void copy(const Pixel* in, int64_t at) {
     if (copied[at % kFewTaps] == at) return;
     copied[at % kFewTaps] = at;
-    Pixel* __restrict to = copy_of(at);
-    const int64_t step = r.step == kChannels ? kChannels : r.step;
+    Pixel* to = copy_of(at);
+    if (kChannels == 3 && r.step == 3) return split(in, r.width, to, to + r.row_pitch, to + 2 * r.row_pitch);
     for (int c = 0; c < kChannels; ++c)
-      for (int64_t i = 0; i < r.width; ++i) to[c * r.row_pitch + i] = in[c * r.channel_pitch + i * step];
+      for (int64_t i = 0; i < r.width; ++i) to[c * r.row_pitch + i] = in[c * r.channel_pitch + i * r.step];
+  }
+  static void split(const Pixel* in, int64_t n, Pixel* __restrict first, Pixel* __restrict second,
+                    Pixel* __restrict third) {
+    for (int64_t i = 0; i < n; ++i) {
+      first[i] = in[3 * i];
+      second[i] = in[3 * i + 1];
+      third[i] = in[3 * i + 2];
+    }
   }
 };
 
