@@ -17,7 +17,7 @@ struct AugmentLoops {
 
   using Color = AugmentColor<V>;
 
-  static constexpr int kSide = kLanes == 16 ? 2 : 1;  // vectors of each channel, as many as there are registers for
+  static constexpr int kSide = kLanes >= 8 ? 2 : 1;  // vectors of each channel that go through the ops together
 
   static FASTCL_INLINE void put(bool stream, float* p, F v) { stream ? V::stream(p, v) : V::store(p, v); }
 
