@@ -81,9 +81,12 @@ void linear_portable(const Int8Linear& p) {
   std::vector<float> scales(p.m), outliers(p.m * p.outliers);
   parallel_for(p.m, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> x(p.k);
-    std::vector<uint8_t> patch;
+    std::vector<uint8_t> patch(p.patches ? size_t(p.k * size_of(p.type)) : 0);
     for (int64_t m = begin; m < end; ++m) {
-      load_floats(row_values(p, m, patch), p.type, 0, p.k, x.data());
+      if (p.patches)
+        load_floats(Int8PatchWalk(*p.patches, p.x, size_of(p.type), m).values(patch.data()), p.type, 0, p.k, x.data());
+      else
+        load_floats(p.x, p.type, m * p.k, p.k, x.data());
       for (int64_t j = 0; j < p.outliers; ++j) outliers[m * p.outliers + j] = x[p.outlier_columns[j]];
       scales[m] = quantize_row(p, x.data(), q.data() + m * k16).scale;
     }

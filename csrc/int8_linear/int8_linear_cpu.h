@@ -10,10 +10,11 @@
 #include <cstdint>
 #include <memory>
 #include <new>
+#include <utility>
 #include <vector>
 
 #include "common/parallel.h"
-#include "int8_conv2d/int8_conv2d.h"
+#include "int8_conv2d/int8_conv2d_cpu.h"
 #include "int8_linear/int8_linear.h"
 
 namespace fastcl {
@@ -28,6 +29,8 @@ constexpr int kInt8Chunk = 16;  // values of k in a row, between those of the ne
 inline int int8_planes(Int8Mode mode) { return mode == Int8Mode::kInt16 ? 2 : 1; }
 
 // How Kernel::quantize_row stored a row of x. The kernel takes zero[plane] times the sums of the weight off again.
+// Written through a reference: as a value it is returned in registers, which are filled from two separate stores at
+// once, and that waits until every store before has left the processor.
 struct Int8Row {
   float scale;
   int32_t zero[2];
@@ -59,15 +62,6 @@ struct Int8Tile {
 
 namespace {  // a copy for each kernel's file, which compiles it as it may
 
-// The k values of row m; a patch is gathered into `scratch`.
-inline const uint8_t* row_values(const Int8Linear& p, int64_t m, std::vector<uint8_t>& scratch) {
-  const int64_t value_bytes = size_of(p.type);
-  if (p.patches == nullptr) return static_cast<const uint8_t*>(p.x) + m * p.k * value_bytes;
-  scratch.resize(size_t(p.k * value_bytes));
-  gather_patch(*p.patches, p.x, value_bytes, m, scratch.data());
-  return scratch.data();
-}
-
 // Even cut of n items in parts: heights of micro-blocks differ by at most one, so none is thin.
 inline int64_t cut(int64_t n, int64_t parts, int64_t i) { return n * i / parts; }
 
@@ -91,8 +85,26 @@ void pack_panels(const Int8PackWeight& p) {
   });
 }
 
-struct AlignedDelete {
-  void operator()(uint8_t* data) const { ::operator delete[](data, std::align_val_t(64)); }
+class AlignedBytes {
+ public:
+  uint8_t* get() const { return data_.get(); }
+  void reserve(int64_t bytes) {
+    if (bytes <= capacity_) return;
+    data_.reset(static_cast<uint8_t*>(::operator new[](size_t(bytes), std::align_val_t(64))));
+    capacity_ = bytes;
+  }
+  void trim() {
+    if (capacity_ <= (int64_t(1) << 20)) return;
+    data_.reset();
+    capacity_ = 0;
+  }
+
+ private:
+  struct Delete {
+    void operator()(uint8_t* data) const { ::operator delete[](data, std::align_val_t(64)); }
+  };
+  std::unique_ptr<uint8_t[], Delete> data_;
+  int64_t capacity_ = 0;
 };
 
 // Rows in quantised form. Each thread has two: the kernel reads one while the other is filled.
@@ -110,10 +122,8 @@ class Int8Block {
     rows = end - begin;
     micro_blocks = (rows * planes + Kernel::kRows - 1) / Kernel::kRows;
     row_bytes_ = int8_padded_k(p.k) * Kernel::kValueBytes * planes;
-    if (capacity_ < row_bytes_ * rows) {
-      capacity_ = row_bytes_ * rows;
-      data_.reset(static_cast<uint8_t*>(::operator new[](size_t(capacity_), std::align_val_t(64))));
-    }
+    data_.reserve(row_bytes_ * rows);
+    if (p.patches) patch_.reserve(p.k * size_of(p.type));
     if (int64_t(scale.size()) < rows) scale.resize(size_t(rows));
     if (int64_t(zero.size()) < rows * planes) zero.resize(size_t(rows * planes));
     if (int64_t(outlier_x.size()) < rows * p.outliers) outlier_x.resize(size_t(rows * p.outliers));
@@ -123,14 +133,30 @@ class Int8Block {
 
   // Quantises rows begin .. end of the block.
   void quantize(const Int8Linear& p, int64_t begin, int64_t end) {
+    if (p.patches == nullptr) {
+      const int64_t x_bytes = p.k * size_of(p.type);
+      const uint8_t* x = static_cast<const uint8_t*>(p.x) + (first + begin) * x_bytes;
+      each_row(p, begin, end, [&] { return std::exchange(x, x + x_bytes); });
+    } else if (begin < end) {
+      Int8PatchWalk walk(*p.patches, p.x, size_of(p.type), first + begin);
+      each_row(p, begin, end, [&] {
+        const uint8_t* values = Kernel::patch(walk, patch_.get());
+        walk.next();
+        return values;
+      });
+    }
+  }
+
+  template <class Values>
+  void each_row(const Int8Linear& p, int64_t begin, int64_t end, Values&& next_values) {
     const int64_t planes = int8_planes(p.mode);
     for (int64_t i = 0; i < micro_blocks; ++i) {
       const int64_t r0 = cut(rows, micro_blocks, i), r1 = cut(rows, micro_blocks, i + 1);
       for (int64_t r = std::max(r0, begin); r < std::min(r1, end); ++r) {
-        const uint8_t* values = row_values(p, first + r, patch_);
-        const Int8Row row =
-            Kernel::quantize_row(p, values, micro_block(i) + (r - r0) * planes * kInt8Chunk * Kernel::kValueBytes,
-                                 (r1 - r0) * planes * kInt8Chunk * Kernel::kValueBytes);
+        const uint8_t* values = next_values();
+        Int8Row row;
+        Kernel::quantize_row(p, values, micro_block(i) + (r - r0) * planes * kInt8Chunk * Kernel::kValueBytes,
+                             (r1 - r0) * planes * kInt8Chunk * Kernel::kValueBytes, row);
         scale[size_t(r)] = row.scale;
         for (int64_t plane = 0; plane < planes; ++plane) zero[size_t(r * planes + plane)] = row.zero[plane];
         for (int64_t j = 0; j < p.outliers; ++j)
@@ -139,16 +165,14 @@ class Int8Block {
     }
   }
 
-  void trim() {  // a block of ordinary size stays for the next call
-    if (capacity_ <= (int64_t(1) << 20)) return;
-    data_.reset();
-    capacity_ = 0;
+  void trim() {  // blocks of ordinary size stay for the next call
+    data_.trim();
+    patch_.trim();
   }
 
  private:
-  std::unique_ptr<uint8_t[], AlignedDelete> data_;
-  std::vector<uint8_t> patch_;
-  int64_t capacity_ = 0, row_bytes_ = 0;
+  AlignedBytes data_, patch_;
+  int64_t row_bytes_ = 0;
 };
 
 // Multiplies a block with panels p0 .. p1. The rows of `next`, if any, are quantised a few after each panel, from cache
