@@ -107,6 +107,13 @@ def test_linear_is_the_op_on_its_tensors(backend):
     want = int8_linear(x, layer.weight, layer.weight_scale, layer.bias, activation="relu")
     assert torch.equal(layer(x), want)
     assert torch.equal(layer(x), want)  # from the packed weight
+    with torch.no_grad():
+        assert torch.equal(layer(x), want)  # without what gradients need
+        assert layer(x.double()).dtype == torch.float64
+        layer.activation = "none"  # and what it was packed with is not kept
+        assert torch.equal(layer(x), int8_linear(x, layer.weight, layer.weight_scale, layer.bias))
+        layer.bias += 1  # nor is the bias
+        assert torch.equal(layer(x), int8_linear(x, layer.weight, layer.weight_scale, layer.bias))
 
 
 @pytest.mark.parametrize(
@@ -120,8 +127,13 @@ def test_linear_is_the_op_on_its_tensors(backend):
     ids=["width", "dtype", "scalar", "device"],
 )
 def test_linear_refuses_inputs_that_do_not_fit(backend, x, kind, message):
+    layer = Int8Linear(4, 3)
     with pytest.raises(kind, match=f"int8_linear: .*{message}"):
-        Int8Linear(4, 3)(x)
+        layer(x)
+    with torch.inference_mode():
+        layer(torch.ones(2, 4))
+        with pytest.raises(kind, match=f"int8_linear: .*{message}"):
+            layer(x)
 
 
 def test_linear_has_linears_constructor():

@@ -1,7 +1,7 @@
+#include "int8_conv2d/int8_conv2d_cpu.h"
+
 #include <algorithm>
 #include <cstring>
-
-#include "int8_conv2d/int8_conv2d_cpu.h"
 
 namespace fastcl {
 

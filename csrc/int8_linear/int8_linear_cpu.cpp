@@ -142,4 +142,46 @@ void int8_pack_weight(const Int8Kernel& kernel, const Int8PackWeight& p) {
   kernel.pack(p);
 }
 
+void int8_pack_layer(const Int8Linear& p, uint8_t* packed) {
+  Int8PackedHeader header;
+  std::memcpy(&header, packed, sizeof header);
+  header.outliers = p.outliers;
+  header.layer = 1;
+  header.multiplied = p.x_multiplier != nullptr;
+  header.mode = int32_t(p.mode);
+  header.activation = int32_t(p.activation);
+  header.x_scale = p.x_scale;
+  header.x_zero = p.x_zero;
+  std::memcpy(packed, &header, sizeof header);
+  uint8_t* out = packed + int8_packed_bytes(p.n, p.k);
+  const auto append = [&](const auto* values, int64_t count, int64_t padded) {
+    if (count > 0) std::memcpy(out, values, size_t(count) * sizeof *values);
+    std::memset(out + count * sizeof *values, 0, size_t(padded - count) * sizeof *values);
+    out += padded * sizeof *values;
+  };
+  append(p.weight_scale, p.n, int8_padded_n(p.n));
+  if (p.x_multiplier) append(p.x_multiplier, p.k, int8_padded_k(p.k));
+  append(p.outlier_columns, p.outliers, p.outliers);
+  append(p.outlier_weight, p.outliers * p.n, p.outliers * p.n);
+}
+
+Int8Linear int8_packed_layer(const uint8_t* packed) {
+  Int8PackedHeader header;
+  std::memcpy(&header, packed, sizeof header);
+  Int8Linear p = {};
+  p.n = header.n, p.k = header.k;
+  p.packed = packed;
+  p.mode = Int8Mode(header.mode);
+  p.activation = Activation(header.activation);
+  p.x_scale = header.x_scale, p.x_zero = header.x_zero;
+  p.outliers = header.outliers;
+  const uint8_t* next = packed + int8_packed_bytes(p.n, p.k);
+  p.weight_scale = reinterpret_cast<const float*>(next);
+  next += 4 * int8_padded_n(p.n);
+  if (header.multiplied) p.x_multiplier = reinterpret_cast<const float*>(next), next += 4 * int8_padded_k(p.k);
+  p.outlier_columns = reinterpret_cast<const int64_t*>(next);
+  p.outlier_weight = reinterpret_cast<const float*>(next + 8 * p.outliers);
+  return p;
+}
+
 }  // namespace fastcl

@@ -49,8 +49,8 @@ uint32_t absmax_bits(const Int8Linear& p, const void* x) {
   for (; i + 64 <= p.k; i += 64)
     for (int j = 0; j < 4; ++j) widen(top[j], i + 16 * j, 0xffff);
   for (; i < p.k; i += 16) widen(top[0], i, first_lanes(p.k - i));
-  return uint32_t(_mm512_reduce_max_epi32(
-      _mm512_max_epi32(_mm512_max_epi32(top[0], top[1]), _mm512_max_epi32(top[2], top[3]))));
+  return uint32_t(
+      _mm512_reduce_max_epi32(_mm512_max_epi32(_mm512_max_epi32(top[0], top[1]), _mm512_max_epi32(top[2], top[3]))));
 }
 
 template <FloatType kType, bool kMultiplied>
