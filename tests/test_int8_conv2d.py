@@ -160,11 +160,53 @@ def test_the_kernel_itself_refuses_what_does_not_fit():
         (rows, W[:, :, :, :1], ones, none, r"x must be \[B, H, W, 1\]"),
         (rows[:, :2], W, ones, none, "at least as large as the kernel"),
         (rows, W, [0, 1], none, "at least 1, got 0"),
-        (rows, W, ones, [0, 0, 0], "padding 4, got 2, 2 and 3"),
+        (rows, W, ones, [0, 0, 0], "padding 4, got 2, 2, 2 and 3"),
         (rows, W, ones, [0, 0, 0, -1], "padding must not be negative"),
     ]:
         with pytest.raises(RuntimeError, match=f"int8_conv2d: .*{message}"):
             torch.ops.fastcl.int8_conv2d(x, weight, S, *[None] * 6, "dynamic", stride, padding, ones, "none")
+
+
+def test_a_packed_layer_gives_the_ops_bits():
+    if fastcl.backends()["int8_conv2d_packed"]["cpu"] != "native":
+        pytest.skip("native kernels were not built: no C++ compiler at install time")
+    run = torch.ops.fastcl.int8_conv2d_packed
+    for shape, kernel, geometry in (
+        ((2, 5, 9, 7), (3, 2), ([1, 2], [1, 0, 2, 1], [2, 1])),
+        ((3, 1, 8, 8), (1, 1), ([2, 2], [0, 0, 0, 0], [1, 1])),
+        ((0, 4, 5, 5), (3, 3), ([1, 1], [1, 1, 1, 1], [1, 1])),
+    ):
+        x, weight, scale, bias = problem(shape, kernel)
+        x = x.to(memory_format=torch.channels_last)
+        block = torch.ops.fastcl.int8_pack_weight(weight.flatten(1), "auto", scale, activation="gelu")
+        stride, padding, dilation = geometry
+        for b in (bias, None):
+            inputs = (x, block, b, len(weight), kernel, *geometry)
+            got, want = run(*inputs), int8_conv2d(x, weight, scale, b, stride, padding, dilation, activation="gelu")
+            assert torch.equal(got, want)
+            assert got.stride() == want.stride()
+            torch.library.opcheck(run.default, inputs)
+
+
+def test_a_packed_layer_that_does_not_fit_is_refused():
+    if fastcl.backends()["int8_conv2d_packed"]["cpu"] != "native":
+        pytest.skip("native kernels were not built: no C++ compiler at install time")
+    block = torch.ops.fastcl.int8_pack_weight(W.flatten(1), "auto", S)
+    images, ones, none = X.to(memory_format=torch.channels_last), [1, 1], [0, 0, 0, 0]
+    for x, packed, n, kernel, message in [
+        (X, block, 3, [3, 3], "channels-last"),
+        (X[0], block, 3, [3, 3], "channels-last"),
+        (images, block, 3, [3, 2], "packed must be"),
+        (images, block, 4, [3, 3], "packed must be"),
+        (images, block, -1, [3, 3], "n must be"),
+        (images, block, 3, [0, 3], "at least 1, got 0"),
+        (images, block, 3, [3], "kernel, stride and dilation must have 2"),
+        (images, block, 3, [2**62, 4], "at least as large"),
+        (images, block[1:], 3, [3, 3], "packed must be"),
+        (images, int8_pack_weight(W.flatten(1)), 3, [3, 3], "packed must be a layer's"),
+    ]:
+        with pytest.raises(RuntimeError, match=f"int8_conv2d_packed: .*{message}"):
+            torch.ops.fastcl.int8_conv2d_packed(x, packed, None, n, kernel, ones, none, ones)
 
 
 @pytest.mark.parametrize("mode", ["asymmetric", "static", "int16"])

@@ -33,11 +33,9 @@ Tensor int8_linear_packed_cpu(const Tensor& x, const Tensor& packed, std::option
   FASTCL_CHECK(k >= 1 && k <= kInt8MaxDepth && n >= 1 && n <= packed.numel(), kOp,
                ": x must be [..., K] and n the rows of the weight, got ", shape(x), " and ", n);
   const Int8Kernel& kernel = int8_kernel_of(kOp, packed, n, k);
-  const auto* block = static_cast<const uint8_t*>(packed.const_data_ptr());
-  FASTCL_CHECK(reinterpret_cast<const Int8PackedHeader*>(block)->layer, kOp, ": packed must be a layer's, with scales");
-  Int8Linear p = int8_packed_layer(block);
+  Int8Linear p = int8_packed_layer(kOp, packed);
   Tensor y = new_linear_output(x, n);
-  run_int8_kernel(kOp, kernel, p, x, bias, y);
+  run_int8_kernel(kOp, kernel, p, as_contiguous(x), bias, y);
   return y;
 }
 

@@ -119,6 +119,13 @@ inline void check_int8_values(const char* op, const Int8Activations& a, int64_t 
   }
 }
 
+// The layer in a packed block, for int8_kernel_of's kernel.
+inline Int8Linear int8_packed_layer(const char* op, const Tensor& packed) {
+  const auto* block = static_cast<const uint8_t*>(packed.const_data_ptr());
+  FASTCL_CHECK(reinterpret_cast<const Int8PackedHeader*>(block)->layer, op, ": packed must be a layer's, with scales");
+  return int8_packed_layer(block);
+}
+
 // What does not depend on x, y and bias.
 inline Int8Linear int8_layer(const char* op, int64_t n, int64_t k, const Tensor& weight_scale, const Int8Activations& a,
                              const std::string& activation) {
@@ -138,16 +145,15 @@ inline Int8Linear int8_layer(const char* op, int64_t n, int64_t k, const Tensor&
   return p;
 }
 
-// Fills y, whose last dimension is p.n, with the layer's results for x's rows of p.k values.
+// Fills y, as it lies in memory, with the layer's results for x's rows of p.k values, likewise.
 inline void run_int8_kernel(const char* op, const Int8Kernel& kernel, Int8Linear& p, const Tensor& x,
                             const std::optional<Tensor>& bias, Tensor& y) {
-  const Tensor values = as_contiguous(x);
   std::optional<Tensor> bias_vector;
   if (bias) bias_vector = float_vector(op, "bias", *bias, p.n), p.bias = floats(*bias_vector);
   p.type = float_type(op, "x", x);
   p.m = y.numel() / p.n;
   if (p.m == 0) return;
-  p.x = values.const_data_ptr();
+  p.x = x.const_data_ptr();
   p.y = y.mutable_data_ptr();
   prefer_huge_pages(p.y, size_t(y.numel() * size_of(p.type)));
   kernel.linear(p);
@@ -165,7 +171,7 @@ inline void run_int8_linear(const char* op, const Tensor& x, const Int8Patches* 
   Int8Linear p = int8_layer(op, n, k, scale, a, activation);
   p.packed = static_cast<const uint8_t*>(block.const_data_ptr());
   p.patches = patches;
-  run_int8_kernel(op, int8_kernel_of(op, block, n, k), p, x, bias, y);
+  run_int8_kernel(op, int8_kernel_of(op, block, n, k), p, as_contiguous(x), bias, y);
 }
 
 inline Tensor new_linear_output(const Tensor& x, int64_t n) {

@@ -62,4 +62,8 @@ SCHEMAS: dict[str, str] = {
         " Tensor? x_multiplier, Tensor? outlier_columns, Tensor? outlier_weight, str mode, int[] stride,"
         " int[] padding, int[] dilation, str activation) -> Tensor"
     ),
+    "int8_conv2d_packed": (
+        "(Tensor x, Tensor packed, Tensor? bias, int n, int[] kernel, int[] stride, int[] padding, int[] dilation)"
+        " -> Tensor"
+    ),
 }

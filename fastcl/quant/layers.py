@@ -23,6 +23,7 @@ from fastcl.ops.int8_linear import ACTIVATIONS, MAX_DEPTH, MAX_DEPTH_UNSIGNED, M
 from fastcl.ops.registry import op, runs_native, runs_plainly
 
 _linear_packed: Any = torch.ops.fastcl.int8_linear_packed
+_conv2d_packed: Any = torch.ops.fastcl.int8_conv2d_packed
 _PACKED_NAMES = frozenset(  # what the packed weight is made of
     ("weight", "weight_scale", "x_range", "x_multiplier", "outlier_columns", "outlier_weight", "mode", "activation")
 )
@@ -120,6 +121,9 @@ class _Int8Layer(nn.Module):
         self.mode = scheme.mode
         self.activation = activation
         self._packed: Tensor | None = None
+
+    # Without gradients, graphs and other backends than the native one the layers call an op on the packed weight, with
+    # next to no look at x in Python: that takes as long as the product of a row.
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -236,7 +240,7 @@ class Int8Linear(_Int8Layer):
     The gradient reaches the input and the bias; the weight is fixed.
 
     Attributes:
-        weight: int8 [out_features, in_features]. Change it by ``load_state_dict`` only.
+        weight: int8 [out_features, in_features]. Change it and the other buffers by ``load_state_dict`` only.
         weight_scale: float32 [out_features]; it stays float32 through ``half()`` and the like.
         bias: [out_features], or None.
     """
@@ -294,7 +298,7 @@ class Int8Linear(_Int8Layer):
         packed = self._packed
         bias: Tensor | None = self._parameters["bias"]
         if packed is not None and (bias is None or bias.dtype == torch.float32) and runs_plainly():
-            try:  # nothing else: to look at x here takes as long as the product of a row
+            try:
                 return _linear_packed(x, packed, bias, self.out_features)  # type: ignore[no-any-return]
             except RuntimeError:
                 pass  # what was wrong with x is said below, or done
@@ -394,6 +398,20 @@ class Int8Conv2d(_Int8Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] or [in_channels, H, W] → the same with out_channels, of ``x``'s dtype."""
+        packed = self._packed  # None with groups
+        bias: Tensor | None = self._parameters["bias"]
+        if (
+            packed is not None
+            and (bias is None or bias.dtype == torch.float32)
+            and runs_plainly()
+            and self.padding_mode == "zeros"
+            and x.is_contiguous(memory_format=torch.channels_last)
+        ):
+            try:
+                geometry = (self.kernel_size, self.stride, self._pad, self.dilation)
+                return _conv2d_packed(x, packed, bias, self.out_channels, *geometry)  # type: ignore[no-any-return]
+            except RuntimeError:
+                pass  # what was wrong with x is said below, or done
         if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
             raise ValueError(f"Int8Conv2d: x must be [B, {self.in_channels}, H, W], got {list(x.shape)}")
         images, pad = x if x.dim() == 4 else x[None], self._pad
