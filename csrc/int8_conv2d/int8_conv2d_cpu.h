@@ -26,7 +26,7 @@ FASTCL_INLINE void copy_ends(const uint8_t* from, int64_t bytes, uint8_t* to) {
   std::memcpy(to + bytes - kBytes, from + bytes - kBytes, kBytes);
 }
 
-// A line of 2 bytes or more, in vectors as wide as the caller's: memcpy takes longer to find out what to do.
+// In vectors as wide as the caller's: memcpy takes longer to find out what to do.
 FASTCL_INLINE void copy_line(const uint8_t* from, int64_t bytes, uint8_t* to) {
   if (bytes >= 64) {
     for (int64_t i = 0; i + 64 < bytes; i += 64) std::memcpy(to + i, from + i, 64);
@@ -37,9 +37,10 @@ FASTCL_INLINE void copy_line(const uint8_t* from, int64_t bytes, uint8_t* to) {
     copy_ends<16>(from, bytes, to);
   } else if (bytes >= 8) {
     copy_ends<8>(from, bytes, to);
+  } else if (bytes >= 4) {
+    copy_ends<4>(from, bytes, to);
   } else {
-    copy_ends<2>(from, bytes, to);
-    if (bytes > 4) std::memcpy(to + 2, from + 2, 2);
+    for (int64_t i = 0; i < bytes; ++i) to[i] = from[i];
   }
 }
 

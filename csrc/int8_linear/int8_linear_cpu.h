@@ -8,11 +8,13 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <utility>
 #include <vector>
 
+#include "common/buffer.h"
 #include "common/parallel.h"
 #include "int8_conv2d/int8_conv2d_cpu.h"
 #include "int8_linear/int8_linear.h"
@@ -107,6 +109,55 @@ class AlignedBytes {
   int64_t capacity_ = 0;
 };
 
+// Images in quantised form, with their padding.
+struct Int8Images {
+  Buffer<uint8_t> values;  // null: there are none
+  Int8Patches patches;     // of these images
+};
+
+// In kStatic a value is the same integer in every patch that it is part of: images are quantised whole, once. None
+// where that cannot be, or does not pay.
+template <class Kernel>
+Int8Images quantized_images(const Int8Linear& p) {
+  Int8Images images;
+  if (p.patches == nullptr || p.mode != Int8Mode::kStatic || p.x_multiplier || p.outliers) return images;
+  const Int8Patches& from = *p.patches;
+  if (from.kernel_height * from.kernel_width <= from.stride_y * from.stride_x) return images;
+  Int8Patches& to = images.patches = from;
+  to.height = (from.out_height - 1) * from.stride_y + (from.kernel_height - 1) * from.dilation_y + 1;
+  to.width = (from.out_width - 1) * from.stride_x + (from.kernel_width - 1) * from.dilation_x + 1;
+  to.pad_top = to.pad_left = 0;
+  const int64_t pixel = from.channels * Kernel::kValueBytes, line = to.width * pixel;
+  const int64_t left = std::min(from.pad_left, to.width), inside = std::clamp<int64_t>(to.width - left, 0, from.width);
+  const int64_t lines = p.m / (from.out_height * from.out_width) * to.height;
+  const int zero = Kernel::kValueBytes == 1 ? p.x_zero : 0;                     // as Kernel::quantize_row stores 0
+  Buffer<uint8_t> values(lines * line + 2 * kInt8Chunk * Kernel::kValueBytes);  // chunks are read whole
+  std::atomic<bool> finite{true};
+  parallel_for(lines, grain_of(to.width * to.channels), [&](int64_t begin, int64_t end) {
+    Int8Linear row = p;
+    row.k = inside * from.channels;
+    Buffer<uint8_t> quantized(int8_padded_k(row.k) * Kernel::kValueBytes);
+    for (int64_t i = begin; i < end; ++i) {
+      uint8_t* out = values.get() + i * line;
+      const int64_t y = i % to.height - from.pad_top;
+      if (y < 0 || y >= from.height || inside == 0) {
+        std::memset(out, zero, size_t(line));
+        continue;
+      }
+      Int8Row stored;
+      const int64_t first = (i / to.height * from.height + y) * from.width * from.channels;
+      Kernel::quantize_row(row, static_cast<const uint8_t*>(p.x) + first * size_of(p.type), quantized.get(),
+                           kInt8Chunk * Kernel::kValueBytes, stored);
+      if (!(stored.scale == p.x_scale)) finite.store(false, std::memory_order_relaxed);
+      std::memset(out, zero, size_t(left * pixel));
+      std::memcpy(out + left * pixel, quantized.get(), size_t(inside * pixel));
+      std::memset(out + (left + inside) * pixel, zero, size_t((to.width - left - inside) * pixel));
+    }
+  });
+  if (finite) images.values = std::move(values);  // else a patch that holds a NaN gives NaN, the others do not
+  return images;
+}
+
 // Rows in quantised form. Each thread has two: the kernel reads one while the other is filled.
 template <class Kernel>
 class Int8Block {
@@ -116,14 +167,16 @@ class Int8Block {
   std::vector<int32_t> zero;     // [rows, planes]
   std::vector<float> outlier_x;  // [rows, outliers]
 
-  void open(const Int8Linear& p, int64_t begin, int64_t end) {
+  // `images` are those of p, if any.
+  void open(const Int8Linear& p, const Int8Images& images, int64_t begin, int64_t end) {
+    images_ = &images;
     const int64_t planes = int8_planes(p.mode);
     first = begin;
     rows = end - begin;
     micro_blocks = (rows * planes + Kernel::kRows - 1) / Kernel::kRows;
     row_bytes_ = int8_padded_k(p.k) * Kernel::kValueBytes * planes;
     data_.reserve(row_bytes_ * rows);
-    if (p.patches) patch_.reserve(p.k * size_of(p.type));
+    if (p.patches) patch_.reserve(int8_padded_k(p.k) * 4);
     if (int64_t(scale.size()) < rows) scale.resize(size_t(rows));
     if (int64_t(zero.size()) < rows * planes) zero.resize(size_t(rows * planes));
     if (int64_t(outlier_x.size()) < rows * p.outliers) outlier_x.resize(size_t(rows * p.outliers));
@@ -137,7 +190,24 @@ class Int8Block {
       const int64_t x_bytes = p.k * size_of(p.type);
       const uint8_t* x = static_cast<const uint8_t*>(p.x) + (first + begin) * x_bytes;
       each_row(p, begin, end, [&] { return std::exchange(x, x + x_bytes); });
-    } else if (begin < end) {
+    } else if (begin == end) {
+      return;
+    } else if (images_->values.get() != nullptr) {
+      Int8PatchWalk walk(images_->patches, images_->values.get(), Kernel::kValueBytes, first + begin);
+      constexpr int64_t kBytes = kInt8Chunk * Kernel::kValueBytes;
+      const int64_t chunks = int8_padded_k(p.k) / kInt8Chunk;
+      for (int64_t i = 0; i < micro_blocks; ++i) {
+        const int64_t r0 = cut(rows, micro_blocks, i), r1 = cut(rows, micro_blocks, i + 1);
+        for (int64_t r = std::max(r0, begin); r < std::min(r1, end); ++r, walk.next()) {
+          scale[size_t(r)] = p.x_scale;
+          const uint8_t* values = Kernel::patch(walk, patch_.get());
+          uint8_t* out = micro_block(i) + (r - r0) * kBytes;
+          const int64_t step = (r1 - r0) * kBytes;
+          for (int64_t chunk = 0; chunk < chunks; ++chunk)
+            std::memcpy(out + chunk * step, values + chunk * kBytes, kBytes);
+        }
+      }
+    } else {
       Int8PatchWalk walk(*p.patches, p.x, size_of(p.type), first + begin);
       each_row(p, begin, end, [&] {
         const uint8_t* values = Kernel::patch(walk, patch_.get());
@@ -172,6 +242,7 @@ class Int8Block {
 
  private:
   AlignedBytes data_, patch_;
+  const Int8Images* images_ = nullptr;
   int64_t row_bytes_ = 0;
 };
 
@@ -256,6 +327,7 @@ void linear_in_blocks(const Int8Linear& p) {
   const int64_t blocks = (rows_each + block_rows - 1) / block_rows * row_parts;
   const bool stream = p.type == FloatType::kFloat32 && p.m * p.n * 4 > kStreamBytes * threads &&
                       p.n % Kernel::kColumns == 0 && reinterpret_cast<uintptr_t>(p.y) % 64 == 0;
+  const Int8Images images = quantized_images<Kernel>(p);
   std::atomic<int64_t> next_block{row_parts};
   parallel_for(row_parts * column_parts, 1, [&](int64_t begin, int64_t end) {
     static thread_local Int8Block<Kernel> pair[2];
@@ -266,7 +338,7 @@ void linear_in_blocks(const Int8Linear& p) {
       int64_t i = row_part;
       const auto open = [&](Int8Block<Kernel>& block) {
         if (i >= blocks) return false;
-        block.open(p, cut(p.m, blocks, i), cut(p.m, blocks, i + 1));
+        block.open(p, images, cut(p.m, blocks, i), cut(p.m, blocks, i + 1));
         // The first block is given; where columns are not split, whoever is free takes the next.
         i = column_parts == 1 ? next_block.fetch_add(1, std::memory_order_relaxed) : i + row_parts;
         return true;
