@@ -311,7 +311,7 @@ void multiply_block(const Int8Linear& p, bool stream, Int8Block<Kernel>& block, 
 
 template <class Kernel>
 void linear_in_blocks(const Int8Linear& p) {
-  constexpr int64_t kSmallWork = int64_t(1) << 18;    // products: less is done before a second thread has started
+  constexpr int64_t kSmallWork = int64_t(1) << 20;    // products: less is done nearly as soon as a second thread starts
   constexpr int64_t kBlockBytes = int64_t(1) << 18;   // of quantised rows, a part of the second-level cache
   constexpr int64_t kStreamBytes = int64_t(4) << 20;  // of output for each thread
   const int64_t k16 = int8_padded_k(p.k), panels = (p.n + Kernel::kColumns - 1) / Kernel::kColumns;
