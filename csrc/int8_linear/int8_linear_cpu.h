@@ -328,20 +328,40 @@ void linear_in_blocks(const Int8Linear& p) {
   const bool stream = p.type == FloatType::kFloat32 && p.m * p.n * 4 > kStreamBytes * threads &&
                       p.n % Kernel::kColumns == 0 && reinterpret_cast<uintptr_t>(p.y) % 64 == 0;
   const Int8Images images = quantized_images<Kernel>(p);
-  std::atomic<int64_t> next_block{row_parts};
+  // A thread takes blocks that lie together, whose rows are in its core's cache before and after this op as well, and
+  // then those that another one has not come to; the first of a share waits for its own thread.
+  struct alignas(64) Share {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  const auto shares = std::make_unique<Share[]>(size_t(row_parts));
+  for (int64_t r = 0; r < row_parts; ++r) {
+    shares[size_t(r)].next = blocks / row_parts * r + 1;
+    shares[size_t(r)].end = blocks / row_parts * (r + 1);
+  }
   parallel_for(row_parts * column_parts, 1, [&](int64_t begin, int64_t end) {
     static thread_local Int8Block<Kernel> pair[2];
     for (int64_t part = begin; part < end; ++part) {
       const int64_t row_part = part % row_parts, column_part = part / row_parts;
       const int64_t p0 = cut(panels, column_parts, column_part);
       const int64_t p1 = cut(panels, column_parts, column_part + 1);
-      int64_t i = row_part;
+      int64_t own = blocks / row_parts * row_part;
+      bool begun = false;
+      const auto claim = [&]() -> int64_t {
+        if (!std::exchange(begun, true)) return own;
+        if (column_parts > 1) return ++own < shares[size_t(row_part)].end ? own : -1;  // every part goes over all rows
+        for (int64_t r = row_part; r < row_part + row_parts; ++r) {
+          Share& share = shares[size_t(r % row_parts)];
+          if (share.next.load(std::memory_order_relaxed) >= share.end) continue;
+          const int64_t i = share.next.fetch_add(1, std::memory_order_relaxed);
+          if (i < share.end) return i;
+        }
+        return -1;
+      };
       const auto open = [&](Int8Block<Kernel>& block) {
-        if (i >= blocks) return false;
-        block.open(p, images, cut(p.m, blocks, i), cut(p.m, blocks, i + 1));
-        // The first block is given; where columns are not split, whoever is free takes the next.
-        i = column_parts == 1 ? next_block.fetch_add(1, std::memory_order_relaxed) : i + row_parts;
-        return true;
+        const int64_t i = claim();
+        if (i >= 0) block.open(p, images, cut(p.m, blocks, i), cut(p.m, blocks, i + 1));
+        return i >= 0;
       };
       bool more = open(pair[0]);
       if (more) pair[0].quantize(p, 0, pair[0].rows);
