@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 EMULATOR := $(shell find tests/emulator -path '*/_build' -prune -o \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \) -print)
 
-.PHONY: help demo test fuzz soak test-cuda test-ptx test-sanitized test-elastic bench bench-augment bench-cuda cuda-report lint format docs info clean
+.PHONY: help demo test fuzz parity soak test-cuda test-ptx test-sanitized test-elastic bench bench-augment bench-cuda cuda-report lint format docs info clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -48,6 +48,10 @@ FUZZ_TABLES ?= 1000000
 fuzz: $(VENV)/.test  ## the augmentation kernels on a million random tables under sanitizers
 	FASTCL_FUZZ_TABLES=$(FUZZ_TABLES) $(BIN)/python -m pytest -q -n auto tests/test_fuzz_augment.py
 
+PARITY ?= 1000
+parity: $(VENV)/.test  ## uint8 pixels beside torchvision's: a thousand random images of each op; a few minutes
+	FASTCL_PARITY=$(PARITY) $(BIN)/python -m pytest -q -s tests/test_augment_parity.py
+
 MINUTES ?= 60
 
 soak: $(VENV)/.fastcl  ## an hour of training (MINUTES=60); fails where memory grows
@@ -59,9 +63,10 @@ test-elastic: $(VENV)/.test  ## one of two processes of a run is killed ten time
 bench: $(VENV)/.test  ## the benchmarks, beside the peers that are installed (pip install '.[peers]')
 	$(BIN)/python -m pytest -q bench --benchmark-sort=fullname
 
-bench-augment: $(VENV)/.test  ## augmentation beside its peers, as ratios; then an epoch of SimCLR beside lightly's
+bench-augment: $(VENV)/.test  ## augmentation beside its peers, as ratios; then epochs of SimCLR and of the digits run
 	$(BIN)/python bench/bench_augment.py --plot docs/augment.svg
 	$(BIN)/python bench/simclr_epoch.py
+	$(BIN)/python bench/digits_epoch.py
 
 CUDA_BENCHES := bench/bench_ntxent.py bench/bench_similarity_lse.py bench/bench_losses.py bench/bench_augment.py \
   bench/bench_int8_linear.py bench/bench_int8_conv2d.py
@@ -87,6 +92,7 @@ test-ptx: $(VENV)/.cuda $(VENV)/.test  ## the CUDA kernels' tests with the PTX t
 	FASTCL_EMULATOR_PTX=80:contrast $(BIN)/python -m pytest -q -n auto tests/test_contrast_cuda.py -k 'not simt'
 	FASTCL_EMULATOR_PTX=90:contrast $(BIN)/python -m pytest -q -n auto tests/test_contrast_cuda.py -k ntxent
 	FASTCL_EMULATOR_PTX=80:augment $(BIN)/python -m pytest -q tests/test_augment_cuda.py
+	FASTCL_EMULATOR_PTX=80:augment $(BIN)/python -m pytest -q tests/test_augment_draws.py -k 'emulated and bits'
 	FASTCL_EMULATOR_PTX=75:int8_linear $(BIN)/python -m pytest -q -n auto tests/test_int8_cuda.py -k sm_75
 	FASTCL_EMULATOR_PTX=80:int8_linear $(BIN)/python -m pytest -q -n auto tests/test_int8_cuda.py -k sm_80
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import statistics
 import sys
 import time
@@ -24,6 +25,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 import fastcl
 from fastcl import transforms
@@ -46,7 +48,7 @@ class NotComparable(Exception):
 def pictures(n: int, channels: int, side: int) -> Tensor:
     """Smooth images with some noise, as photographs are."""
     coarse = torch.rand(n, channels, 5, 5)
-    smooth = torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic")
+    smooth = functional.interpolate(coarse, (side, side), mode="bicubic")
     return ((smooth + 0.03 * torch.randn_like(smooth)) * 255).clamp(0, 255).to(torch.uint8)
 
 
@@ -120,6 +122,34 @@ def of_torchtransform(load: Load, images: Tensor, out: int, taps: int) -> Run:
         parts += [t.Rotate((-15.0, 15.0))]
     batch = t.Compose(*parts, t.Normalize(tuple(MEAN[:n]), tuple(STD[:n])))
     return lambda: batch(images.float() / 255)
+
+
+def of_pytorch(_: Load, images: Tensor, out: int, taps: int) -> Run:
+    """By hand, as somebody would who needs geometry alone: crop, flip and rotation as one map for each image.
+
+    Bilinear without antialias; a crop is tried once and cut off at the image's size; beside it a turn shows the rest of
+    the image.
+    """
+    if taps:
+        raise NotComparable
+    n, channels, height, width = images.shape
+    mean, std = (torch.tensor(values[:channels])[:, None, None] for values in (MEAN, STD))
+
+    def run() -> Tensor:
+        area, log_ratio, x, y, flip, turn = torch.rand(6, n).unbind()
+        ratio = torch.exp(math.log(4 / 3) * (2 * log_ratio - 1))
+        area = height * width * (0.08 + 0.92 * area)
+        # Of the box: sides and middle, in halves of the image's; then a turn and a flip about the middle.
+        w = ((area * ratio).sqrt().round() / width).clamp(max=1)
+        h = ((area / ratio).sqrt().round() / height).clamp(max=1)
+        angle = math.radians(15) * (2 * turn - 1)
+        cos, sin, mirror = angle.cos(), angle.sin(), 1 - 2 * (flip < 0.5).float()
+        rows = [w * cos * mirror, -w * sin, (1 - w) * (2 * x - 1), h * sin * mirror, h * cos, (1 - h) * (2 * y - 1)]
+        grid = functional.affine_grid(torch.stack(rows, 1).view(n, 2, 3), [n, channels, out, out], align_corners=False)
+        views = functional.grid_sample(images.float(), grid, align_corners=False)
+        return views.mul_(1 / 255).sub_(mean).div_(std)
+
+    return run
 
 
 def of_albumentations(load: Load, images: Tensor, out: int, taps: int) -> Run:
@@ -251,6 +281,7 @@ IMPLEMENTATIONS: dict[str, tuple[Callable[[Load, Tensor, int, int], Run], str, b
     "fastcl": (of_fastcl, "native", True),
     "fastcl_ragged": (of_fastcl_ragged, "native", True),
     "fastcl_reference": (of_fastcl, "reference", True),
+    "pytorch": (of_pytorch, "auto", True),
     "torchtransform": (of_torchtransform, "auto", True),
     "cv2": (of_cv2, "auto", False),
     "dali": (of_dali, "auto", True),

@@ -66,10 +66,18 @@ class RunConfig(BaseModel):
     """Epochs in which each of them learns from the encoder."""
     generate: Annotated[float, Field(ge=0, le=0.9)] = 0.0
     """Share of generated images among those pretrained on; the generator learns from the training images first."""
-    gan_steps: Annotated[int, Field(ge=1)] = 6000
+    gan_steps: Annotated[int, Field(ge=1)] = 3000
     """Steps of the generator's training."""
     ablation_epochs: Annotated[int, Field(ge=0)] = 10
     """Epochs in which the report compares pretraining with and without generated images; 0 for no comparison."""
+    dp_epsilon: Annotated[float, Field(gt=0, le=100)] | None = None
+    """Pretrain with differential privacy: replacing an image changes no outcome's probability by more than a factor of
+    exp(dp_epsilon), but for dp_delta."""
+    dp_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    dp_group: Annotated[int, Field(ge=2)] = 8
+    """Images that are contrasted with each other alone, and whose gradient is clipped as one."""
+    dp_clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest norm of a group's gradient."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     device: Literal["cpu", "cuda"] = "cpu"
     """Where pretraining runs; a GPU for each process. All else runs on the CPU."""

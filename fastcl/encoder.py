@@ -13,6 +13,7 @@ __all__ = ["Encoder", "EncoderConfig", "TextEncoder", "TextEncoderConfig"]
 
 # Cells each way that the last feature map is pooled to: it matters where a stroke is, not only that it is there.
 _GRID = 3
+_NORM_GROUPS = 8
 _NGRAMS, _BUCKETS = (3, 4), 8192  # lengths, in bytes, and into how many rows of a table they are hashed
 
 
@@ -26,10 +27,11 @@ class EncoderConfig:
     mean: tuple[float, ...]  # of the training images on the scale 0 to 1, one for each channel
     std: tuple[float, ...]
     widths: tuple[int, ...] | None = None  # channels of each convolution, where they are others (a pruned encoder)
+    norm: str = "batch"  # or "group", with which no image's embedding depends on the others of its batch
 
 
 class Encoder(nn.Module):
-    """Convolutions, each with batch normalisation and ReLU, and a pool to a grid of 3×3.
+    """Convolutions, each with normalisation and ReLU, and a pool to a grid of 3×3.
 
     The first convolution and the pools between the others halve the image until it has about 7×7 pixels.
     """
@@ -41,9 +43,10 @@ class Encoder(nn.Module):
         widths = config.widths or [config.width * min(2**stage, 8) for stage in range(halvings + 1)]
         if len(widths) != halvings + 1:
             raise ValueError(f"Encoder: widths must have {halvings + 1} numbers, got {len(widths)}")
-        layers = _convolution(config.channels, widths[0], kernel=5, stride=2)
+        layers = _convolution(config.channels, widths[0], config.norm, kernel=5, stride=2)
         for stage in range(halvings):
-            layers += ([nn.MaxPool2d(2)] if stage else []) + _convolution(widths[stage], widths[stage + 1], kernel=3)
+            layers += [nn.MaxPool2d(2)] if stage else []
+            layers += _convolution(widths[stage], widths[stage + 1], config.norm, kernel=3)
         self.layers = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(_GRID), nn.Flatten())
         self.dim = _GRID**2 * widths[-1]
 
@@ -133,9 +136,10 @@ class _FromPixels(nn.Module):
         return self.encoder(self.encoder.normalize(images))  # type: ignore[no-any-return]
 
 
-def _convolution(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> list[nn.Module]:
+def _convolution(channels_in: int, channels_out: int, norm: str, kernel: int, stride: int = 1) -> list[nn.Module]:
+    groups = math.gcd(channels_out, _NORM_GROUPS)
     return [
         nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False),
-        nn.BatchNorm2d(channels_out),
+        nn.GroupNorm(groups, channels_out) if norm == "group" else nn.BatchNorm2d(channels_out),
         nn.ReLU(),
     ]

@@ -27,6 +27,7 @@ _EXTRAS = {
     "secure": ("cryptography",),
     "text": ("regex",),
     "compress": ("torch_pruning",),
+    "privacy": ("opacus",),
     "fid": ("torch_fidelity",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "lightning": ("lightning",),

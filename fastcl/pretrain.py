@@ -47,9 +47,10 @@ def image_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ..
     return tuple(means), tuple(stds)
 
 
-def projection_head(dim: int, hidden: int, out: int) -> nn.Sequential:
+def projection_head(dim: int, hidden: int, out: int, norm: str = "batch") -> nn.Sequential:
     """Two layers from embeddings to the space where views are compared; thrown away after pretraining."""
-    return nn.Sequential(nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out))
+    normalize = nn.GroupNorm(1, hidden) if norm == "group" else nn.BatchNorm1d(hidden)
+    return nn.Sequential(nn.Linear(dim, hidden, bias=False), normalize, nn.ReLU(), nn.Linear(hidden, out))
 
 
 def _transform_and_encoder(images: Tensor, config: RunConfig) -> tuple[Compose | TextViews, Encoder]:
@@ -59,9 +60,12 @@ def _transform_and_encoder(images: Tensor, config: RunConfig) -> tuple[Compose |
         views = TextViews(build_text_transform(config.recipe, config.seed), length)
         return views, TextEncoder(TextEncoderConfig(length, config.width))
     channels, size = images.shape[1:3]
-    mean, std = image_statistics(images)
+    if config.dp_epsilon is None:
+        norm, (mean, std) = "batch", image_statistics(images)
+    else:  # nothing that follows from the images
+        norm, mean, std = "group", (0.5,) * channels, (0.25,) * channels
     transform = build_transform(config.recipe, size, mean, std, config.seed)
-    return transform, Encoder(EncoderConfig(channels, size, config.width, mean, std))
+    return transform, Encoder(EncoderConfig(channels, size, config.width, mean, std, norm=norm))
 
 
 class Pretraining:
@@ -99,7 +103,8 @@ class Pretraining:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.transform, self.encoder = _transform_and_encoder(images, config)
-            self._head = projection_head(self.encoder.dim, config.hidden, config.projection)
+            norm = "batch" if config.dp_epsilon is None else "group"
+            self._head = projection_head(self.encoder.dim, config.hidden, config.projection, norm)
         views = MultiViewTransform([(self.transform, 2)]) if isinstance(self.transform, Compose) else self.transform.two
         # On the CPU nothing ahead of its use: training has use for every core.
         self._loader = Loader(
@@ -201,8 +206,7 @@ class Pretraining:
         )
 
     def _train_step(self, views: list[Tensor]) -> float:
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._config.lr * self._schedule()
+        self._set_lr()
         projections = self._project(torch.cat(views).contiguous(memory_format=torch.channels_last))
         loss = self._loss(*projections.chunk(2))
         self._optimizer.zero_grad()
@@ -210,10 +214,11 @@ class Pretraining:
         self._optimizer.step()
         return float(loss.item())
 
-    def _schedule(self) -> float:
-        """Linear warm-up times cosine decay, of 1 at most."""
+    def _set_lr(self) -> None:
+        """The highest one times a linear warm-up and a cosine decay."""
         warmup = min(1.0, (self.step + 1) / max(1.0, self._config.warmup_epochs * self.steps_per_epoch))
-        return warmup * 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._config.lr * warmup * 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
 
     def save(self, path: Path, description: dict[str, Any]) -> None:
         """Writes all that :meth:`restore` needs."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,16 +37,32 @@ def check_ragged(op: str, data: Tensor, offsets: Tensor, shapes: Tensor) -> None
             )
 
 
+def _check_boxes(boxes: Tensor, shapes: Tensor) -> None:
+    """Wants every image to lie inside the one that it was cut out of."""
+    corner, whole, part = boxes[:, :2].to(torch.int64), boxes[:, 2:], shapes[:, :2]
+    wrong = ((corner < 0) | (corner + part > whole) | (whole > MAX_SIDE)).any(1)
+    if wrong.any():
+        i = int(wrong.nonzero()[0, 0])
+        raise ValueError(
+            f"RaggedBatch: image {i} (shapes[{i}] = {shapes[i].tolist()}, boxes[{i}] = {boxes[i].tolist()}): must lie "
+            "inside the whole image (top, left, its height and width)"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class RaggedBatch:
     """Images of different sizes, one after another in one tensor; transforms take it as they take [B, C, H, W].
 
     Indexing with a number gives an image, uint8 [C, H, W]; with a tensor of numbers another batch on the same bytes.
+    The images may be parts that were cut out of larger ones (``boxes``): tables of parameters are then drawn for the
+    whole images and meant for them, and a crop has to lie inside its part.
 
     Attributes:
         data: the pixels, uint8 [bytes], each image [height, width, channels].
         offsets: where each image begins in ``data``, int64 [n].
         shapes: height, width and channels of each image, int32 [n, 3]; all have the same channels.
+        boxes: where each was cut out: top, left, and height and width of the whole image, int32 [n, 4]; None: nothing
+            was cut.
         channels: of every image; 0 where there is none.
 
     Raises:
@@ -57,11 +73,15 @@ class RaggedBatch:
     data: Tensor
     offsets: Tensor
     shapes: Tensor
+    boxes: Tensor | None = None
     channels: int = field(init=False)
 
     def __post_init__(self) -> None:
-        for name, dtype in (("data", torch.uint8), ("offsets", torch.int64), ("shapes", torch.int32)):
+        dtypes = {"data": torch.uint8, "offsets": torch.int64, "shapes": torch.int32, "boxes": torch.int32}
+        for name, dtype in dtypes.items():
             value = getattr(self, name)
+            if name == "boxes" and value is None:
+                continue
             if not isinstance(value, Tensor) or value.dtype != dtype:
                 got = value.dtype if isinstance(value, Tensor) else type(value).__name__
                 raise TypeError(f"RaggedBatch: {name} must be a Tensor of {dtype}, got {got}")
@@ -74,8 +94,12 @@ class RaggedBatch:
                 f"RaggedBatch: offsets must be [n] and shapes [n, 3], got {list(self.offsets.shape)} and "
                 f"{list(self.shapes.shape)}"
             )
+        if self.boxes is not None and self.boxes.shape != (len(self.offsets), 4):
+            raise ValueError(f"RaggedBatch: boxes must be [{len(self.offsets)}, 4], got {list(self.boxes.shape)}")
         if self.data.device.type == "cpu":  # else the op looks, not to wait for the device twice
             check_ragged("RaggedBatch", self.data, self.offsets, self.shapes)
+            if self.boxes is not None:
+                _check_boxes(self.boxes, self.shapes)
         # Known on the host, for the op's output is made without asking the device.
         object.__setattr__(self, "channels", int(self.shapes[0, 2]) if len(self) else 0)
 
@@ -109,6 +133,11 @@ class RaggedBatch:
         """Of the pixels: uint8."""
         return self.data.dtype
 
+    @property
+    def whole_shapes(self) -> Tensor:
+        """Height, width and channels of each image before it was cut, int32 [n, 3]."""
+        return self.shapes if self.boxes is None else torch.cat([self.boxes[:, 2:], self.shapes[:, 2:]], 1)
+
     def __len__(self) -> int:
         return len(self.offsets)
 
@@ -118,21 +147,23 @@ class RaggedBatch:
             start = int(self.offsets[index])
             pixels = self.data[start : start + height * width * channels]
             return pixels.view(height, width, channels).permute(2, 0, 1)
-        return RaggedBatch(self.data, self.offsets[index], self.shapes[index])
+        boxes = None if self.boxes is None else self.boxes[index]
+        return RaggedBatch(self.data, self.offsets[index], self.shapes[index], boxes)
 
     def __repr__(self) -> str:
         return f"RaggedBatch({len(self)} images of {self.channels} channels, {self.data.numel():,} bytes)"
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> RaggedBatch:
         """The same batch on another device."""
-        return RaggedBatch(*(part.to(device, non_blocking=non_blocking) for part in self._parts()))
+        return self._each(lambda part: part.to(device, non_blocking=non_blocking))
 
     def pin_memory(self, device: torch.device | str | None = None) -> RaggedBatch:
         """The same batch in page-locked memory, from which copies to a GPU need not be waited for."""
-        return RaggedBatch(*(part.pin_memory() for part in self._parts()))
+        return self._each(lambda part: part.pin_memory())
 
-    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.data, self.offsets, self.shapes
+    def _each(self, change: Callable[[Tensor], Tensor]) -> RaggedBatch:
+        boxes = None if self.boxes is None else change(self.boxes)
+        return RaggedBatch(change(self.data), change(self.offsets), change(self.shapes), boxes)
 
 
 def height_width_channels(image: Any, name: str) -> Tensor:

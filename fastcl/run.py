@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -32,9 +31,11 @@ from fastcl.files import TEMPORARY, locked, write_atomically
 from fastcl.generate import GeneratedDataset
 from fastcl.generate import job as generation
 from fastcl.pretrain import Pretraining
+from fastcl.private import PrivatePretraining
 from fastcl.progress import Reporter
 from fastcl.recipe import TextRecipe
 from fastcl.report import Evidence, Generation, replace_frontier, write_report
+from fastcl.signals import stop_signal, termination_raises
 
 __all__ = [
     "BASELINES",
@@ -43,7 +44,6 @@ __all__ = [
     "LADDER_FOLDER",
     "TIMINGS",
     "Interrupted",
-    "Terminated",
     "compress",
     "holds",
     "load_run",
@@ -88,12 +88,6 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int, step: int, steps: int) -> None:
         super().__init__(f"stopped at step {step} of {steps}")
         self.exit_code = 128 + signal_number
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came where there is no step to wait for; what is on disk stands, as after Ctrl-C."""
-
-    exit_code = 128 + signal.SIGTERM
 
 
 def settings_of(out: Path) -> dict[str, Any] | None:
@@ -143,7 +137,7 @@ def run(
         resume, overwrite = True, overwrite and not _is_unfinished(config, out)
     with distributed.joined(config.device), _threads(config.threads or 1), contextlib.ExitStack() as stack:
         distributed.on_first(lambda: stack.enter_context(_exclusive(out)))
-        stack.enter_context(_termination_raises())
+        stack.enter_context(termination_raises())
         config = distributed.on_first(lambda: config)  # whose --resume may have read a stored one
         if not distributed.is_first():
             reporter = Reporter()
@@ -210,7 +204,8 @@ def _run(config: RunConfig, out: Path, overwrite: bool, command: str, reporter: 
     reporter.note(_describe(images))
     _tell_skipped(images, reporter)
     _check_generate(config, images)
-    training = Pretraining(images.train_images, config)  # all that pretraining ever sees
+    _check_private(config)
+    training = _pretraining(images.train_images, config)  # all that pretraining ever sees
     distributed.on_first(lambda: _begin(config, out, overwrite))
     environment = {"fastcl": fastcl.__version__, "torch": torch.__version__, "backends": fastcl.backends()}
     description = {
@@ -276,6 +271,8 @@ def _finish(
         "train_seconds": training.seconds,
         "images_per_second": training.images_per_second,
     }
+    if isinstance(training, PrivatePretraining):
+        metrics |= {"dp_epsilon": config.dp_epsilon, "dp_delta": config.dp_delta, "dp_noise": training.noise}
     for prefix, model in (("", encoder), ("int8_", int8)):
         for batch in LADDER_BATCHES:
             metrics[f"{prefix}latency_ms_batch_{batch}"] = latency_ms(model, images.test_images, batch)
@@ -350,7 +347,7 @@ def compress(out: Path, config: LadderConfig, *, reporter: Reporter | None = Non
     run_config, images = load_run(out)
     if images.kind != "images":
         raise RunError(f"{out} holds a run on {images.kind}; smaller encoders are made for images alone")
-    with _exclusive(out), _termination_raises(), _threads(run_config.threads or torch.get_num_threads()):
+    with _exclusive(out), termination_raises(), _threads(run_config.threads or torch.get_num_threads()):
         try:
             encoder, _ = load_encoder(out / FILES["encoder"])
             for folder in (out, out / LADDER_FOLDER):
@@ -453,13 +450,26 @@ def _check_generate(config: RunConfig, images: data.Dataset) -> None:
         )
 
 
+def _check_private(config: RunConfig) -> None:
+    """Refuses what would look at the training images again, without protection."""
+    if config.dp_epsilon is not None and (config.generate or config.ladder != "none"):
+        raise ConfigError(
+            "dp_epsilon: generated images and smaller encoders would be learnt from the images without protection; "
+            "it goes with --generate 0 and --ladder none"
+        )
+
+
+def _pretraining(images: torch.Tensor, config: RunConfig) -> Pretraining:
+    return Pretraining(images, config) if config.dp_epsilon is None else PrivatePretraining(images, config)
+
+
 def _generate(
     config: RunConfig, out: Path, images: data.Dataset, description: dict[str, Any], reporter: Reporter
 ) -> Generation:
     """Trains the generator, and compares pretraining with and without its images where there are labels to judge by."""
     folder, origin = out / GENERATED_FOLDER, {"data": description["data"]}
     comparisons: list[generation.Comparison] = []
-    with _stop_signal() as stop:
+    with stop_signal() as stop:
         try:
             reporter.stage("generate")
             gan = generation.gan_config(config)
@@ -494,7 +504,7 @@ def _restore(training: Pretraining, path: Path, description: dict[str, Any], rep
 
 
 def _pretrain(training: Pretraining, out: Path, description: dict[str, Any], reporter: Reporter) -> None:
-    with _stop_signal() as stop, reporter.training(training) as on_step:
+    with stop_signal() as stop, reporter.training(training) as on_step:
         try:
             finished = training.run(out / FILES["checkpoint"], description, on_step, lambda: bool(stop))
         except DivergedError as error:
@@ -575,50 +585,3 @@ def _threads(count: int) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _termination_raises() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does: the folder is left in order, and a message says how to go on.
-
-    With many processes, which wait for each other outside of Python, it ends this one at once.
-    """
-    if distributed.world()[1] > 1:
-        yield
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    try:
-        before = signal.signal(signal.SIGTERM, handle)
-    except ValueError:  # not the main thread: whoever called this handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _stop_signal() -> Iterator[list[int]]:
-    """Collects Ctrl-C and SIGTERM instead of dying of them; the second one ends the process as usual."""
-    received: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        for other in numbers:
-            signal.signal(other, before[other])
-
-    try:
-        before = {number: signal.signal(number, handle) for number in numbers}
-    except ValueError:  # not the main thread: whoever called this handles signals
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -5,30 +5,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
-#include <thread>
 #include <vector>
 
 #include "augment/augment.h"
 #include "augment/augment_math.h"
-#include "common/parallel.h"
-
-namespace fastcl {
-
-static int threads = 1;
-int thread_count() { return threads; }
-
-void parallel_range(int64_t n, int64_t grain, void (*body)(void*, int64_t, int64_t), void* context) {
-  const int64_t parts = std::min<int64_t>(threads, (n + grain - 1) / grain);
-  if (parts <= 1) {
-    if (n > 0) body(context, 0, n);
-    return;
-  }
-  std::vector<std::thread> pool;
-  for (int64_t i = 0; i < parts; ++i) pool.emplace_back(body, context, n * i / parts, n * (i + 1) / parts);
-  for (std::thread& thread : pool) thread.join();
-}
-
-}  // namespace fastcl
+#include "std_threads.h"
 
 using namespace fastcl;
 
@@ -106,6 +87,7 @@ int main(int count_of_arguments, char** arguments) {
     a.out_width = large ? 127 + random.below(9) : 1 + random.below(random.below(8) ? 20 : 70);
     a.nearest = random.below(2);
     a.bicubic = random.below(2);
+    a.out_channels_last = a.channels > 1 && random.below(3) == 0;
     const bool color = a.channels == 1 || a.channels == 3;
     const AugmentStream stream{random.bits(),       0, 0, int32_t(a.height), int32_t(a.width), int32_t(a.out_height),
                                int32_t(a.out_width)};
@@ -140,8 +122,7 @@ int main(int count_of_arguments, char** arguments) {
     const std::vector<float> values(size_t(a.channels), 0.5f);
     a.fill = random.below(2) ? values.data() : nullptr;
     a.mean = a.inverse_std = a.erase = values.data();
-    const size_t size = a.out_type == PixelType::kUint8 ? 1 : a.out_type == PixelType::kFloat32 ? 4 : 2;
-    std::vector<uint8_t> out(size_t(outputs) * size, 0xcd);
+    std::vector<uint8_t> out(size_t(outputs * pixel_bytes(a.out_type)), 0xcd);
     a.out = out.data();
     augment_apply(&a, 1);
     ++applied;

@@ -80,6 +80,32 @@ def test_out_is_written_in_place(backend):
         assert torch.equal(out, augment_apply(images, params, (8, 9), dtype=dtype))
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(8, 9), (1, 6), (7, 1)])
+def test_an_output_may_have_its_channels_last(backend, size, dtype, channels):
+    images, how = noise(4, channels, (16, 20)), {"interpolation": "bilinear", "fill": [7.0]}
+    entries = {**EVERYTHING, **SMOOTH, "blur_p": 0.5} | (
+        {} if channels in (1, 3) else {"jitter_p": 0, "grayscale_p": 0}
+    )
+    tables = [
+        augment_sample(recipe(**entries), torch.arange(4), seed=1, view=view, size=(16, 20), out_size=size)
+        for view in (0, 1)
+    ]
+    want = augment_views(images, tables, [size, size], **how, dtype=dtype)
+    out = [torch.zeros_like(view, memory_format=torch.channels_last) for view in want]
+    for got, into, view in zip(augment_views(images, tables, [size] * 2, **how, out=out), out, want, strict=True):
+        assert got is into
+        assert torch.equal(got, view)
+    apart = [torch.zeros(channels, *size, dtype=dtype).permute(1, 2, 0).contiguous() for _ in range(4)]
+    for i in range(4):  # one image, which torch describes by other strides
+        into = apart[i].permute(2, 0, 1)[None]
+        assert torch.equal(augment_apply(images[i : i + 1], tables[0][i : i + 1], size, **how, out=into)[0], want[0][i])
+    for strided in (torch.zeros(4, channels + 1, *size, dtype=dtype)[:, 1:], want[0][:1].expand_as(want[0])):
+        with pytest.raises(ValueError, match=r"out must be contiguous or channels_last .* got strided"):
+            augment_apply(images, tables[0], size, out=strided)
+
+
 def test_normalisation(backend):
     images = noise(2, 3, (5, 6))
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -156,9 +182,12 @@ def test_rows_of_a_large_image_are_shared_out(dtype, last):
             want = augment_apply(images, params.expand(8, -1), (203, 211), interpolation="bilinear", dtype=dtype)
             torch.set_num_threads(3)
             got = augment_apply(images[:1], params, (203, 211), interpolation="bilinear", dtype=dtype)
+            last = torch.empty_like(got, memory_format=torch.channels_last)
+            augment_apply(images[:1], params, (203, 211), interpolation="bilinear", out=last)
         finally:
             torch.set_num_threads(threads)
         assert torch.equal(got[0], want[7])
+        assert torch.equal(last, got)
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input
@@ -262,7 +291,7 @@ BAD = {
         (IMAGES, PARAMS, (4, 5)),
         {"out": torch.zeros(2, 3, 5, 4)},
         ValueError,
-        r"out must be contiguous \[2, 3, 4, 5\] of torch.float32 on cpu, got \[2, 3, 5, 4\]",
+        r"out must be contiguous or channels_last \[2, 3, 4, 5\] of torch.float32 on cpu, got \[2, 3, 5, 4\]",
     ),
     "out_strided": ((IMAGES, PARAMS, (4, 5)), {"out": torch.zeros(2, 3, 5, 4).mT}, ValueError, "got strided"),
     "out_dtype": (

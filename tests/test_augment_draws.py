@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from augment_helpers import EVERYTHING, SIZES, SMOOTH, STEPS, recipe, require_native
+from augment_helpers import EVERYTHING, SIZES, SMOOTH, STEPS, recipe
 
 import fastcl
 from fastcl.ops.augment import augment_sample
@@ -35,19 +35,21 @@ def test_philox_gives_the_published_numbers(counter, key, want):
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
 @pytest.mark.parametrize("seed", [0, -5, 2**62 + 12345])
-def test_native_draws_the_reference_s_bits(size, seed):
-    require_native()
-    index = torch.cat([torch.arange(3000), torch.tensor([2**32 - 1, 2**32, 2**62, -1])])
+def test_kernels_draw_the_reference_s_bits(backend, size, seed):
+    if backend == "reference":
+        pytest.skip("it is the reference")
+    some = torch.arange(300 if backend == "emulated" else 3000)
+    index = torch.cat([some, torch.tensor([2**32 - 1, 2**32, 2**62, -1])])
     for entries in (
         {**EVERYTHING, **STEPS, **SMOOTH},
         {**EVERYTHING, **SMOOTH, "perspective": 0.7},
         {**EVERYTHING, "hflip_at": 0, "vflip_at": 2, "center_given": 1, "center_x": 3},
     ):
         arguments = {"seed": seed, "epoch": 2**32 - 1, "view": 65535, "size": size[0], "out_size": size[1]}
-        native = augment_sample(recipe(**entries), index, **arguments)
+        drawn = augment_sample(recipe(**entries), index, **arguments)
         with fastcl.use_backend("reference"):
             reference = augment_sample(recipe(**entries), index, **arguments)
-        differ = (native.view(torch.int32) != reference.view(torch.int32)).any(dim=0)
+        differ = (drawn.view(torch.int32) != reference.view(torch.int32)).any(dim=0)
         assert not differ.any(), [PARAM_NAMES[column] for column in differ.nonzero().flatten()]
 
 
@@ -123,6 +125,7 @@ def their_draws():
     return {
         "crop": draw(v2.RandomResizedCrop(32)),
         "affine": draw(v2.RandomAffine(30, translate=(0.2, 0.1), scale=(0.7, 1.3))),
+        "shear": draw(v2.RandomAffine(0, shear=(-10, 10, -5, 20))),
         "jitter": draw(v2.ColorJitter(0.8, 0.4, (0.5, 3.0), 0.2)),
         "blur": draw(v2.GaussianBlur(5, (0.1, 2.0))),
         "perspective": draw(v2.RandomPerspective(0.6)),
@@ -171,7 +174,12 @@ def test_draws_are_distributed_as_torchvision_s(backend, their_draws):
         shown = torch.linalg.inv(shift) @ shown @ shift
         values = (shown / shown[:, 2:, 2:]).flatten(1)[:, number]
         samples[f"corners_{number}"] = (values, [draw["coefficients"][number] for draw in their_draws["perspective"]])
-    # Of 25 comparisons at 1e-4 each, one in 400 runs would fail by chance; the seeds are fixed, so this is one run.
+    sheared = recipe(warp_p=1, shear_x_min=-10, shear_x_max=10, shear_y_min=-5, shear_y_max=20)
+    sheared = augment_sample(sheared, torch.arange(n), seed=5, size=(60, 80), out_size=(60, 80)).double()
+    for axis, column in enumerate(("map_1", "map_3")):  # the inverse map's [[., tan x], [tan y, 1]]
+        angle = torch.rad2deg(torch.atan(sheared[:, PARAM_NAMES.index(column)]))
+        samples[f"shear_{axis}"] = (angle, [draw["shear"][axis] for draw in their_draws["shear"]])
+    # Of 27 comparisons at 1e-4 each, one in 370 runs would fail by chance; the seeds are fixed, so this is one run.
     for name, (mine, other) in samples.items():
         assert stats.ks_2samp(mine.numpy(), other).pvalue > 1e-4, name
     orders = torch.stack([ours[f"color_op_{i}"] for i in range(4)], 1) @ torch.tensor([1000.0, 100, 10, 1]).double()
@@ -191,3 +199,27 @@ def test_probabilities(backend):
     assert happened["grayscale"] == 1
     for got, p in ((happened["hflip"], 0.3), (jitter, 0.8), (happened["blur_sigma"], 0.5)):
         assert abs(got - p) < 5 * math.sqrt(p * (1 - p) / n)
+
+
+def test_probabilities_of_what_follows_the_colours(backend):
+    names = ("sharpen", "invert", "posterize", "solarize", "autocontrast", "equalize", "erase", "vflip", "warp")
+    shares = {name: 0.1 + 0.08 * number for number, name in enumerate(names)}
+    entries = {f"{name}_p": p for name, p in shares.items()}
+    entries |= {"posterize_levels": 4, "angle_from": 5, "angle_to": 6, "erase_scale_min": 0.1, "erase_scale_max": 0.2}
+    n = 20000
+    table = augment_sample(recipe(**entries), torch.arange(n), seed=5, size=(30, 30), out_size=(30, 30))
+    happened = {
+        name: table[:, PARAM_NAMES.index({"erase": "erase_height", "warp": "map_1"}.get(name, name))] != 0
+        for name in names
+    }
+    for name, p in shares.items():
+        assert abs(happened[name].double().mean() - p) < 5 * math.sqrt(p * (1 - p) / n), name
+    both = torch.stack([happened[name] for name in names]).double()
+    assert (torch.corrcoef(both) - torch.eye(len(names))).abs().max() < 5 / math.sqrt(n)  # each by itself
+    turned = augment_sample(recipe(rot90_p=0.6), torch.arange(n), seed=5, size=(30, 30), out_size=(30, 30))
+    linear = turned[:, [PARAM_NAMES.index(f"map_{i}") for i in (0, 1, 3, 4)]]
+    ways, counts = linear.unique(dim=0, return_counts=True)
+    assert len(ways) == 4
+    for way, count in zip(ways.tolist(), counts.tolist(), strict=True):
+        p = 0.6 / 4 + 0.4 * (way == [1, 0, 0, 1])
+        assert abs(count / n - p) < 5 * math.sqrt(p * (1 - p) / n)

@@ -48,6 +48,7 @@ CERTAIN = {
     "turn": lambda t: t.RandomRotation((33, 33), fill=7),
     "solarize": lambda t: t.RandomSolarize(0.3, 1.0),
     "gray": lambda t: t.RandomGrayscale(1.0),
+    "all_gray": lambda t: t.Grayscale(3),
     "jitter": lambda t: t.ColorJitter((1.4, 1.4)),
     "blur": lambda t: t.GaussianBlur(5, 1.3),
     "nested": lambda t: t.Compose([t.Compose([t.RandomHorizontalFlip(1.0)]), t.RandomVerticalFlip(1.0)]),
@@ -148,3 +149,29 @@ def test_lightly_s_transforms(name, passes):
     assert [count for _, count in got.transform.groups] == [count for _, count in ours.groups]
     for (mine, _), (other, _) in zip(got.transform.groups, ours.groups, strict=True):
         assert torch.equal(mine.recipe, other.recipe)
+
+
+# Passes of all views together; what begins a further pass; what has no counterpart.
+MORE_OF_LIGHTLY = {
+    "swav_transform.SwaVTransform": (8, [], []),
+    "vicreg_transform.VICRegTransform": (4, ["RandomApply"], []),  # solarizes before it blurs
+    "wmse_transform.WMSETransform": (4, ["RandomResizedCrop"], []),  # crops after the colours
+    "msn_transform.MSNTransform": (12, [], []),
+    "fast_siam_transform.FastSiamTransform": (4, [], []),
+    "mae_transform.MAETransform": (1, [], []),
+    "pirl_transform.PIRLTransform": (2, [], ["Jigsaw"]),
+    "detcon_transform.DetConSTransform": (2, [], ["DetConSViewTransform"]),
+}
+
+
+@pytest.mark.parametrize("name", MORE_OF_LIGHTLY)
+def test_what_lightly_s_other_transforms_become_is_told(name):
+    file, kind = name.split(".")
+    module = pytest.importorskip(
+        f"lightly.transforms.{file}", reason="lightly, whose pipelines are converted, is absent"
+    )
+    passes, begins, left_out = MORE_OF_LIGHTLY[name]
+    got = convert(getattr(module, kind)(), strict=False)
+    assert got.passes == passes
+    assert [text.split("(")[0] for text in got.not_fused] == begins
+    assert [text.split()[0] for text in got.left_out] == left_out

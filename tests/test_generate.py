@@ -30,6 +30,7 @@ from fastcl.config import RunConfig, make_config
 from fastcl.data import load
 from fastcl.encoder import Encoder, EncoderConfig
 from fastcl.errors import CheckpointError, ConfigError, DataError, DivergedError, MissingExtraError
+from fastcl.files import locked
 from fastcl.generate import (
     Discriminator,
     GanConfig,
@@ -38,6 +39,7 @@ from fastcl.generate import (
     Generator,
     GeneratorConfig,
     apply_differentiably,
+    drawn_clusters,
     frechet_distance,
     gan_transform,
     gaussian_distance,
@@ -96,12 +98,23 @@ SIZES = {
 
 @pytest.mark.parametrize("name", SIZES)
 def test_images_of_any_size(name: str):
-    config = GeneratorConfig(*SIZES[name], latent=5, features=4)
+    config = GeneratorConfig(*SIZES[name], latent=5, features=4, clusters=2)
     assert max(config.sizes[-1]) <= 8
-    made = Generator(config)(torch.randn(3, 5))
+    clusters = torch.tensor([1, 0, 1])
+    made = Generator(config)(torch.randn(3, 5), clusters)
     assert made.shape == (3, *SIZES[name])
     assert 0 <= made.min() <= made.max() <= 1
-    assert Discriminator(config)(made).shape == (3,)
+    assert Discriminator(config)(made, clusters).shape == (3,)
+
+
+def test_both_networks_know_the_cluster():
+    torch.manual_seed(0)
+    config = GeneratorConfig(1, 28, 28, latent=8, features=4, clusters=2)
+    first, second = torch.zeros(3, dtype=torch.int64), torch.ones(3, dtype=torch.int64)
+    generator, discriminator, drawn = Generator(config), Discriminator(config), torch.randn(3, 8)
+    made = generator(drawn, first)
+    assert not torch.equal(generator(drawn, second), made)
+    assert not torch.equal(discriminator(made, second), discriminator(made, first))
 
 
 @pytest.mark.parametrize("bad", [(2, 28, 28), (1, 0, 28), (3, 28, 1025)])
@@ -227,7 +240,7 @@ def test_inception_features_are_of_torch_fidelity_with_weights_at_hand(tmp_path:
 def generator() -> Generator:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Generator(GeneratorConfig(1, 28, 28, latent=8, features=4))
+        return Generator(GeneratorConfig(1, 28, 28, latent=8, features=4, clusters=3))
 
 
 def test_latents_are_normal_and_follow_from_their_number():
@@ -239,6 +252,16 @@ def test_latents_are_normal_and_follow_from_their_number():
     other = [latents(torch.arange(4000), 10, seed=6), latents(torch.arange(4000), 10, seed=5, stream=1)]
     for numbers in other:
         assert (numbers * drawn).mean().abs() < 5 / math.sqrt(drawn.numel())
+
+
+def test_clusters_are_drawn_by_their_shares_and_follow_from_their_number():
+    shares = torch.tensor([0.5, 0.0, 0.2, 0.3])
+    drawn = drawn_clusters(torch.arange(4000), shares, seed=5)
+    found = drawn.bincount(minlength=4) / 4000
+    assert found[1] == 0
+    assert ((found - shares).abs() <= 5 * (shares * (1 - shares) / 4000).sqrt()).all()
+    assert torch.equal(drawn_clusters(torch.tensor([17, 3]), shares, seed=5), drawn[[17, 3]])
+    assert not torch.equal(drawn_clusters(torch.arange(4000), shares, seed=6), drawn)
 
 
 def test_an_image_follows_from_seed_and_number(generator: Generator, tmp_path: Path):
@@ -283,7 +306,7 @@ def test_damaged_generators(generator: Generator, tmp_path: Path):
     path = tmp_path / "generator"
     save_generator(generator, path)
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(CheckpointError, match="expected a fastcl-generator-1 file"):
+    with pytest.raises(CheckpointError, match="expected a fastcl-generator-2 file"):
         load_generator(path)
 
 
@@ -310,6 +333,20 @@ def test_a_seed_fixes_the_result(images: Tensor, tmp_path: Path):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_images_that_are_alike_are_one_cluster(tmp_path: Path):
+    torch.manual_seed(0)
+    bright = torch.randint(150, 256, (48, 1, 16, 16), dtype=torch.uint8)
+    dark, kinds = bright - 150, torch.arange(96) % 2
+    alike = torch.stack([bright, dark], dim=1).flatten(0, 1)
+    training = GanTraining(alike, replace(GAN, clusters=2), encoder_of(alike))
+    assert torch.equal(training._clusters, kinds) or torch.equal(training._clusters, 1 - kinds)
+    assert training.generator.shares.tolist() == [0.5, 0.5]
+    # Never so many that a cluster has too few to learn from.
+    assert GanTraining(alike, replace(GAN, clusters=64), encoder_of(alike)).generator.config.clusters == 6
+    equal = bright[:1].expand(64, -1, -1, -1).contiguous()
+    assert train(equal, replace(GAN, steps=2, check_every=2), tmp_path / "gan").generator.shares.max() == 1
+
+
 def test_the_best_average_is_kept(images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     measured = iter([3.0, 1.0, 2.0])
     monkeypatch.setattr("fastcl.generate.training.frechet_distance", lambda first, second: next(measured))
@@ -328,7 +365,7 @@ def test_r1_keeps_the_gradient_small(images: Tensor, tmp_path: Path):
     for r1 in (0.0, 10.0):
         training = train(images, replace(GAN, steps=30, check_every=30, r1=r1), tmp_path / "gan")
         real = (images.float() / 255).requires_grad_()
-        (gradient,) = torch.autograd.grad(training._discriminator(real).sum(), real)
+        (gradient,) = torch.autograd.grad(training._discriminator(real, training._clusters).sum(), real)
         sizes.append(gradient.square().sum((1, 2, 3)).mean().item())
     assert sizes[1] < sizes[0] / 2
 
@@ -477,6 +514,33 @@ def test_what_cannot_be_generated(tmp_path: Path):
         with pytest.raises(ConfigError, match="generate"):
             run(make_config(settings), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_stops_between_steps_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    flags = ["--data", "digits", "--limit=40", "--steps=6", "--batch-size=8", "--threads=1", "--out"]
+    original, calls = GanTraining._train_step, 0
+
+    def train_step(self: GanTraining) -> tuple[float, float]:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self)
+
+    monkeypatch.setattr(GanTraining, "_train_step", train_step)
+    code, output = command("generate", *flags, str(tmp_path / "stopped"))
+    assert (code, calls) == (130, 2)
+    assert "stopped; to go on: fastcl generate" in output
+    with locked(tmp_path / "stopped"):
+        code, output = command("generate", *flags, str(tmp_path / "stopped"))
+    assert (code, calls) == (1, 2)
+    assert "another process of fastcl is at work there" in output
+    code, output = command("generate", *flags, str(tmp_path / "stopped"))
+    assert (code, calls) == (0, 6)
+    assert "resumed at step 2 of 6" in output
+    assert command("generate", *flags, str(tmp_path / "whole"))[0] == 0
+    first, second = (load_generator(tmp_path / name / "generator.safetensors")[0] for name in ("stopped", "whole"))
+    assert torch.equal(GeneratedDataset(first, 10).images, GeneratedDataset(second, 10).images)
 
 
 def test_the_command(tmp_path: Path):

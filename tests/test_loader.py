@@ -92,6 +92,18 @@ def test_every_kind_of_data_set_gives_the_same(kind):
     assert all(torch.equal(a, b) for a, b in zip(last, simclr()(images[8:], index=index, epoch=0), strict=True))
 
 
+@pytest.mark.parametrize("prefetch", [0, 1])
+def test_views_may_have_their_channels_last(prefetch):
+    images = torch.stack([noise((16, 18), i) for i in range(10)])
+    want = list(Loader(images, simclr(), batch_size=4))
+    got = list(Loader(images, simclr(), batch_size=4, memory_format=torch.channels_last, prefetch=prefetch))
+    for one, other in zip(want, got, strict=True):
+        assert all(view.is_contiguous(memory_format=torch.channels_last) for view in other)
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    with pytest.raises(ValueError, match="memory_format must be torch"):
+        Loader(images, simclr(), memory_format=torch.preserve_format)
+
+
 def test_what_stands_beside_an_image_comes_along():
     images, labels, weights = torch.zeros(6, 3, 8, 8, dtype=torch.uint8), torch.arange(6), torch.rand(6)
     for data in (TensorDataset(images, labels, weights), list(zip(images, labels, weights, strict=True))):
@@ -183,7 +195,36 @@ def test_an_epoch_that_was_left_is_followed_by_the_next():
     assert torch.equal(got[3][1], simclr()(noise(SIZES[3], 3), index=3, epoch=1)[1])
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_seeds_of_a_state_reach_workers_that_are_running(num_workers):
+    """They cut images to the crops that these seeds draw."""
+    want = by_label(Loader(Pictures(), simclr(5), batch_size=4))
+    state = Loader(Pictures(), simclr(5), batch_size=4).state_dict()
+    loader = Loader(Pictures(), simclr(6), batch_size=4, num_workers=num_workers)
+    by_label(loader)
+    loader.load_state_dict(state)
+    got = by_label(loader)
+    assert all(torch.equal(a, b) for number in want for a, b in zip(got[number], want[number], strict=True))
+
+
 # ------------------------------------------------------------------------------------------------------------ memory
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_of_an_image_only_the_box_around_its_crops_is_kept(monkeypatch, num_workers):
+    transform, seen = T.SimCLRTransform(8, normalize=NORMALIZE, seed=5), []
+    monkeypatch.setattr(Loader, "_views", lambda self, images, index, epoch: seen.append(images))
+    list(Loader(Pictures(), transform, batch_size=4, num_workers=num_workers, prefetch=0))
+    boxes = torch.cat([batch.boxes for batch in seen])
+    shapes = torch.cat([batch.shapes for batch in seen])
+    for number, (size, box, shape) in enumerate(zip(SIZES, boxes.tolist(), shapes.tolist(), strict=True)):
+        tables = [transform.transform.sample([number], size, view=view)[0, :4].tolist() for view in (0, 1)]
+        ends = [(top + height, left + width) for top, left, height, width in tables]
+        top, left = (int(min(table[axis] for table in tables)) for axis in (0, 1))
+        bottom, right = (int(max(end[axis] for end in ends)) for axis in (0, 1))
+        assert box == [top, left, *size]
+        assert shape == [bottom - top, right - left, 3]
+    assert sum(batch.data.numel() for batch in seen) == shapes.prod(1).sum() < 3 * sum(h * w for h, w in SIZES)
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 3])
@@ -272,6 +313,13 @@ def test_an_item_that_is_no_image_is_named(name):
         list(Loader([item], simclr()))
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_images_of_other_channels_are_named(num_workers):
+    images = [noise((9, 9), 0), noise((9, 9), 1), noise((9, 9), 2, channels=1)]
+    with pytest.raises(ValueError, match="image 2 of the data set must have as many channels as image 0, 3, got 1"):
+        list(Loader(images, simclr(), batch_size=3, num_workers=num_workers))
+
+
 def test_arguments_out_of_range():
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         Loader(Pictures(), simclr(), batch_size=0)
@@ -310,6 +358,8 @@ def test_collate_is_a_dataloader_s():
     assert all(torch.equal(images[i], noise(SIZES[i], i)) for i in range(4))
     assert simclr()(images, index=labels)[0].shape == (4, 3, 12, 12)
     assert len(collate([noise((4, 5), 0), noise((5, 4), 1)])) == 2
+    with pytest.raises(ValueError, match="collate: samples must hold at least one image"):
+        collate([])
 
 
 def photograph(height: int, width: int) -> Any:

@@ -15,6 +15,7 @@ from fastcl import transforms as T
 from fastcl.data import RaggedBatch
 from fastcl.ops import augment_sample_ragged, augment_views_ragged
 from fastcl.ops.augment_table import PARAM_NAMES
+from fastcl.transforms.compose import crop_of_views, crops_first
 
 SIZES = [(1, 1), (5, 120), (120, 5), (64, 64), (97, 131), (3, 2), (16, 16), (200, 90)]
 BACKENDS = ("reference", "native")
@@ -118,7 +119,72 @@ def test_tensors_of_other_kinds_are_refused():
         RaggedBatch(data[::2], offsets, sizes)
 
 
+def cut(given: list[Tensor], boxes: list[tuple[int, int, int, int]]) -> RaggedBatch:
+    """The parts (top, left, height, width) of images."""
+    parts = [image[:, t : t + h, x : x + w] for image, (t, x, h, w) in zip(given, boxes, strict=True)]
+    places = [(t, x, *image.shape[1:]) for image, (t, x, _, _) in zip(given, boxes, strict=True)]
+    batch = RaggedBatch.of(parts)
+    return RaggedBatch(batch.data, batch.offsets, batch.shapes, torch.tensor(places, dtype=torch.int32))
+
+
+def test_parts_of_images_remember_where_they_were():
+    batch = cut([noise(3, (9, 7)), noise(3, (5, 6))], [(2, 1, 4, 3), (0, 0, 5, 6)])
+    assert batch.shapes.tolist() == [[4, 3, 3], [5, 6, 3]]
+    assert batch.whole_shapes.tolist() == [[9, 7, 3], [5, 6, 3]]
+    assert batch[[1]].whole_shapes.tolist() == [[5, 6, 3]]
+    assert batch.to("cpu").boxes.tolist() == [[2, 1, 9, 7], [0, 0, 5, 6]]
+    for at, value in (((0, 0), 6), ((1, 1), -1), ((0, 3), 3), ((1, 2), 2**30)):
+        boxes = batch.boxes.clone()
+        boxes[at] = value
+        with pytest.raises(ValueError, match=rf"image {at[0]} .*boxes\[{at[0]}\] = .*inside the whole image"):
+            RaggedBatch(batch.data, batch.offsets, batch.shapes, boxes)
+    with pytest.raises(ValueError, match=r"boxes must be \[2, 4\], got \[1, 4\]"):
+        RaggedBatch(batch.data, batch.offsets, batch.shapes, batch.boxes[:1])
+    with pytest.raises(TypeError, match=r"boxes must be a Tensor of torch\.int32"):
+        RaggedBatch(batch.data, batch.offsets, batch.shapes, batch.boxes.long())
+
+
 # ----------------------------------------------------------------------------------------------------- augmentation
+
+
+CROPPED = {
+    "simclr": lambda: T.SimCLRTransform(12, rr_prob=0.5, seed=3),
+    "cubic_views_of_two_sizes": lambda: T.DINOTransform(16, (0.2, 0.5), 9, (0.05, 0.2), n_local_views=2, seed=3),
+    "center": lambda: T.Compose([T.CenterCrop(2), T.RandomRotation(40), T.ColorJitter(0.5)], seed=3),
+    "several_passes": lambda: T.Compose([T.RandomResizedCrop(9), T.RandomCube(), T.RandomRotation(40)], seed=3),
+}
+
+
+@pytest.mark.parametrize("name", CROPPED)
+def test_parts_that_hold_the_crops_give_what_the_whole_images_do(backend, name):
+    transform = CROPPED[name]()
+    views = transform.numbered_views() if isinstance(transform, T.MultiViewTransform) else [(transform, 0)]
+    assert all(crops_first(compose) for compose, _ in views)
+    given, index = [noise(3, size, seed) for seed, size in enumerate(SIZES) if min(size) > 1], torch.arange(7)
+    seeds = [3] * len(views)
+    boxes = [crop_of_views(views, seeds, i, (image.shape[1], image.shape[2]), epoch=2) for i, image in enumerate(given)]
+    parts, whole = cut(given, boxes), RaggedBatch.of(given)
+    assert parts.data.numel() < whole.data.numel()
+    want, got = transform(whole, index=index, epoch=2), transform(parts, index=index, epoch=2)
+    if isinstance(transform, T.Compose):
+        want, got = [want], [got]
+        assert torch.equal(transform.apply(parts, transform.sample(index, parts.whole_shapes, epoch=2)), got[0])
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_what_does_not_begin_with_a_crop_needs_the_whole_image():
+    for steps in ([T.Resize((8, 8))], [T.RandomHorizontalFlip()], [T.ElasticTransform(), T.RandomResizedCrop(8)]):
+        assert not crops_first(T.Compose(steps))
+    for steps in ([T.RandomHorizontalFlip(), T.RandomResizedCrop(8)], [T.CenterCrop(8)]):
+        assert crops_first(T.Compose(steps))
+
+
+def test_a_crop_outside_of_its_part_is_refused(backend):
+    batch = cut([noise(3, (9, 9)), noise(3, (9, 9))], [(0, 0, 9, 9), (3, 0, 6, 9)])
+    params = T.Compose([T.RandomResizedCrop(4)], seed=0).sample(2, batch.whole_shapes)
+    params[:, :4] = torch.tensor([2.0, 0.0, 5.0, 5.0])
+    refused = r"params\[0\]\[1\] has crop_top = -1"
+    check_refused(backend, 1, refused, lambda: augment_views_ragged(batch, [params], [(4, 4)], dtype=torch.float32)[0])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -193,7 +259,7 @@ def test_arguments_that_do_not_fit(backend):
         augment_views_ragged(batch, [params[:3]], [(4, 4)])
     with pytest.raises(ValueError, match="at least one image"):
         augment_views_ragged(RaggedBatch.of([]), [params[:0]], [(4, 4)])
-    with pytest.raises(ValueError, match=r"out\[0\] must be contiguous \[8, 3, 4, 4\]"):
+    with pytest.raises(ValueError, match=r"out\[0\] must be contiguous or channels_last \[8, 3, 4, 4\]"):
         augment_views_ragged(batch, [params], [(4, 4)], out=[torch.empty(8, 1, 4, 4, dtype=torch.uint8)])
     with pytest.raises(TypeError, match=r"shapes must be int32 \[n, 3\], got torch\.int64"):
         augment_sample_ragged(transform.recipe[0], torch.arange(8), seed=0, shapes=batch.shapes.long(), out_size=(4, 4))
@@ -223,6 +289,9 @@ def test_views_in_one_call_are_those_of_many(backend):
         a is b for a, b in zip(augment_views_ragged(batch, tables, sizes, resize="bicubic", out=out), out, strict=True)
     )
     assert all(torch.equal(a, b) for a, b in zip(out, together, strict=True))
+    last = [torch.empty_like(view, memory_format=torch.channels_last) for view in together]
+    augment_views_ragged(batch, tables, sizes, resize="bicubic", out=last)
+    assert all(torch.equal(a, b) for a, b in zip(last, together, strict=True))
     with pytest.raises(ValueError, match="one entry for each view, got 3, 2"):
         augment_views_ragged(batch, tables, sizes[:2])
 

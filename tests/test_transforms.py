@@ -3,7 +3,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import os
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -11,8 +13,9 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch.utils.data import DataLoader, Dataset
 
-import fastcl
+import fastcl.losses
 from fastcl import transforms as T
+from fastcl.data import RaggedBatch
 
 NORMALIZE = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
@@ -145,6 +148,7 @@ ONE_PASS = {
     "effects": [BLUR, T.RandomAdjustSharpness(2.5), T.RandomInvert(), T.RandomAutocontrast(), NORM, ERASE],
     "containers_of_one": [T.RandomOrder([HFLIP]), T.RandomChoice([GRAY]), T.RandomApply([BLUR], 1.0)],
     "center_crop": [HFLIP, T.CenterCrop((9, 12)), JITTER],
+    "a_jitter_of_nothing": [CROP, T.ColorJitter(), TURN, JITTER],
 }
 SEVERAL = {
     "two_jitters": ([JITTER, JITTER], 2),
@@ -503,6 +507,30 @@ def test_a_new_epoch_compiles_nothing_new():
     assert counter.frame_count <= 2  # the first epoch, and any
 
 
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="inductor needs a C++ compiler")
+def test_transform_model_and_loss_are_one_graph_of_inductor_s():
+    """A training step with torch.compile's own backend; more epochs, and views that take several passes."""
+    torch._dynamo.reset()
+    t = T.Compose([T.RandomResizedCrop(8), T.RandomRotation(20), T.RandomAffine(10), T.Normalize([0.5], [0.5])], seed=1)
+    model, loss_of = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 8)), fastcl.losses.NTXentLoss(0.2)
+
+    def step(images: Tensor, index: Tensor, epoch: int) -> Tensor:
+        return loss_of(*(model(view) for view in t.views(images, 2, index, epoch)))
+
+    compiled, images, index = torch.compile(step, fullgraph=True), noise(6), torch.arange(6)
+    for epoch in range(3):
+        model.zero_grad()
+        want = step(images, index, epoch)
+        want.backward()
+        gradient = model[1].weight.grad.clone()
+        model.zero_grad()
+        got = compiled(images, index, epoch)
+        got.backward()
+        # Of sums of 192 and of logits up to 5, in another order.
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model[1].weight.grad, gradient, rtol=0, atol=1e-5)
+
+
 # ---------------------------------------------------------------------------------------------------------- preview
 
 
@@ -521,6 +549,18 @@ def test_preview_grid(backend, channels):
 
 
 # -------------------------------------------------------------------------------------------------------- bad input
+
+
+def edited(row: int, column: str, value: float) -> Tensor:
+    params = pipeline().sample(4, (20, 24))
+    params[row, T.PARAM_NAMES.index(column)] = value
+    return pipeline().apply(noise(4), params)
+
+
+def test_an_empty_batch_gives_empty_views(backend):
+    assert [view.shape for view in T.SimCLRTransform(8)(noise(0))] == [(0, 3, 8, 8)] * 2
+    assert T.ElasticTransform()(noise(0)).shape == (0, 3, 20, 24)
+
 
 BAD = {
     "seed": (lambda: T.Compose([], seed=2**63), ValueError, "seed must be in"),
@@ -561,6 +601,12 @@ BAD = {
     "std": (lambda: T.Normalize([0.5], [0.0]), ValueError, "std not 0"),
     "dtype": (lambda: T.ToDtype(torch.int64, scale=True), ValueError, "dtype must be"),
     "images": (lambda: HFLIP([1, 2]), TypeError, "images must be a Tensor or a PIL image, got list"),
+    "no_rows": (lambda: HFLIP(noise(2, size=(0, 4))), ValueError, r"images must be .* not 0, got \[2, 3, 0, 4\]"),
+    "no_channels": (lambda: T.ElasticTransform()(noise(2, 0)), ValueError, r"images must be .* got \[2, 0, 20, 24\]"),
+    "other_channels": (lambda: pipeline()(noise(2, 2)), ValueError, "mean must have 1 or 2 values, got 3"),
+    "empty_ragged": (lambda: CROP(RaggedBatch.of([])), ValueError, "images must hold at least one image"),
+    "nan_row": (lambda: edited(1, "hue", math.nan), RuntimeError, r"params\[1\] has hue = nan"),
+    "crop_outside": (lambda: edited(2, "crop_left", 24), RuntimeError, r"params\[2\] has crop_left = 24"),
     "dims": (lambda: HFLIP(torch.zeros(4, 4)), ValueError, r"got \[4, 4\]"),
     "integers": (lambda: HFLIP(torch.zeros(1, 3, 4, 4).long()), TypeError, "got torch.int64"),
     "index": (lambda: HFLIP(noise(3), index=torch.arange(2)), ValueError, "one number for each of 3 images, got 2"),

@@ -370,7 +370,7 @@ def test_bad_arguments(call, message):
 
 
 def test_integers_are_no_images():
-    with pytest.raises(TypeError, match=r"RandomSpherize: images must be a uint8, .* got torch\.int64"):
+    with pytest.raises(TypeError, match=r"transforms: images must be a uint8, .* got torch\.int64"):
         T.RandomSpherize()(torch.zeros(1, 3, 4, 4).long())
 
 

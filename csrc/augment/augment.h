@@ -102,15 +102,21 @@ struct AugmentApply {
   const float* erase;        // [channels], of an erased box, in the output's units
   void* out;                 // [n, channels, out_height, out_width], of out_type
   PixelType out_type;
+  bool out_channels_last;  // the output lies as [n, out_height, out_width, channels]
 };
+
+inline int64_t pixel_bytes(PixelType type) {
+  return type == PixelType::kUint8 ? 1 : type == PixelType::kFloat32 ? 4 : 2;
+}
 
 // The problem of image i alone, without its output.
 inline AugmentApply image_alone(const AugmentApply& all, int64_t i) {
   AugmentApply one = all;
-  one.images = static_cast<const uint8_t*>(all.images) + all.offsets[i];
+  const int64_t before = all.offsets ? all.offsets[i] : i * all.channels * all.height * all.width;
+  one.images = static_cast<const uint8_t*>(all.images) + before * pixel_bytes(all.image_type);
   one.n = 1;
-  one.height = all.shapes[3 * i];
-  one.width = all.shapes[3 * i + 1];
+  one.height = all.offsets ? all.shapes[3 * i] : all.height;
+  one.width = all.offsets ? all.shapes[3 * i + 1] : all.width;
   one.offsets = nullptr;
   one.params = all.params + i;
   return one;

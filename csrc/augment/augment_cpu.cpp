@@ -48,13 +48,22 @@ struct Planes {
     return spare.get();
   }
 
-  int64_t plane;         // from one channel of `image` to the next
-  int64_t height;        // of the highest image
-  Buffer<float> image;   // [channels, plane]
-  Buffer<float> spare;   // likewise
-  Buffer<double> sums;   // of the gray of each band
-  Buffer<float> narrow;  // a narrow crop: [runs, crop_height, kRowStep] pixels
-  bool has_other = false, has_narrow = false;
+  // Memory for a finished view.
+  float* finished(int64_t values) {
+    if (!has_joined) joined = Buffer<float>(values);
+    has_joined = true;
+    return joined.get();
+  }
+
+  int64_t plane;          // from one channel of `image` to the next
+  int64_t height;         // of the highest image
+  Buffer<float> image;    // [channels, plane]
+  Buffer<float> spare;    // likewise
+  Buffer<double> sums;    // of the gray of each band
+  Buffer<float> narrow;   // a narrow crop: [runs, crop_height, kRowStep] pixels
+  Buffer<float> between;  // bytes through the cubic filter: [channels, crop_height, row_steps(width)], resized across
+  Buffer<float> joined;   // a view whose channels are to come last
+  bool has_other = false, has_narrow = false, has_between = false, has_joined = false;
   Axis axis_x, axis_y;
   Gaussian kernel_x, kernel_y;
 };
@@ -172,8 +181,9 @@ class View {
     BlendRows<Pixel> source = {crop,    row_pitch, a_.height * a_.width, nullptr, down.stride, down.taps, runs, run,
                                nullptr, 0};
     if (run < kRowStep) copy_narrow(crop_height, &source);
-    // The cubic filter overshoots; what is not bytes is left as it is, as in torchvision.
-    const bool clamps = a_.bicubic && a_.image_type == PixelType::kUint8;
+    if constexpr (sizeof(Pixel) == 1)
+      if (a_.bicubic && (crop_height != height_ || crop_width != width_))
+        return resize_cut_off(source, crop_height, crop_width);
     each(height_, row_grain(), [&](Lines& lines, int64_t begin, int64_t end) {
       BlendRows<Pixel> rows = source;
       rows.out = a_.channels_last ? lines.pixels.get() : lines.source_row.get();
@@ -195,10 +205,45 @@ class View {
         } else {
           rows_.resize(across, row, lines.pitch, channels, out, s_.plane);
         }
-        for (int64_t c = 0; c < channels && clamps; ++c) clamp_row(out + c * s_.plane, width_, bound_);
         // What the last vector wrote beyond the row, the next row overwrites: it must not be used before.
         if (sweep) sweep_to(sweep, (y + 1) * width_ / kBand * kBand);
       }
+    });
+  }
+
+  // Bytes through the cubic filter, which overshoots: as torchvision's, across first, and cut off between the two
+  // directions and after them. What is not bytes is left as it is, there too.
+  void resize_cut_off(const BlendRows<uint8_t>& source, int64_t crop_height, int64_t crop_width) {
+    const ResizeTaps &across = s_.axis_x.table, &down = s_.axis_y.table;
+    const int64_t channels = a_.channels, pitch = row_steps(width_);
+    if (!s_.has_between) s_.between = Buffer<float>(channels * s_.height * pitch);
+    s_.has_between = true;
+    const float one = 1;
+    each(crop_height, row_grain(), [&](Lines& lines, int64_t begin, int64_t end) {
+      BlendRows<uint8_t> rows = source;
+      rows.out = a_.channels_last ? lines.pixels.get() : lines.source_row.get();
+      rows.out_pitch = lines.pitch;
+      rows.weight = &one;
+      rows.taps = 1;
+      for (int64_t y = begin; y < end; ++y) {
+        rows.in = source.in + y * source.pitch;
+        rows_.blend_bytes(rows);
+        if (a_.channels_last) split_channels(rows.out, channels, crop_width, lines.source_row.get(), lines.pitch);
+        float* out = s_.between.get() + y * pitch;
+        rows_.resize(across, lines.source_row.get(), lines.pitch, channels, out, crop_height * pitch);
+        for (int64_t c = 0; c < channels; ++c) clamp_row(out + c * crop_height * pitch, width_, bound_);
+      }
+    });
+    each(height_, row_grain(), [&](Lines& lines, int64_t begin, int64_t end) {
+      for (int64_t y = begin; y < end; ++y)
+        for (int64_t c = 0; c < channels; ++c) {
+          // A row ends in the middle of a vector, and the next one is another thread's.
+          float *row = lines.line.get(), *out = channel(c) + y * width_;
+          const float* in = s_.between.get() + (c * crop_height + down.first[y]) * pitch;
+          rows_.blend_floats({in, pitch, 0, down.weight + y, down.stride, down.taps, 1, pitch, row, 0});
+          clamp_row(row, width_, bound_);
+          std::copy(row, row + width_, out);
+        }
     });
   }
 
@@ -480,7 +525,16 @@ class PerSize {
   std::vector<Entry> entries_;
 };
 
-int64_t value_bytes(PixelType type) { return type == PixelType::kUint8 ? 1 : type == PixelType::kFloat32 ? 4 : 2; }
+// A view made channel by channel, to where its channels come last; `shared_out`: by all threads.
+template <class T>
+void join_view(const AugmentApply& view, const float* planes, char* out, bool shared_out) {
+  const int64_t pixels = view.out_height * view.out_width;
+  const auto join = [&](int64_t begin, int64_t end) {
+    join_channels(reinterpret_cast<const T*>(planes) + begin, pixels, view.channels, end - begin,
+                  reinterpret_cast<T*>(out) + begin * view.channels);
+  };
+  shared_out ? parallel_for(pixels, kRowThreadPixels, join) : join(0, pixels);
+}
 
 }  // namespace
 
@@ -501,11 +555,17 @@ void augment_apply(const AugmentApply* views, int64_t count) {
   if (count == 0) return;
   const AugmentRows& rows = augment_rows();
   const auto make = [&](const AugmentApply& view, int64_t i, Planes* planes, Lines* lines) {
-    if (!view.offsets) return View(view, rows, i, streams(view), planes, lines).run();
+    if (!view.offsets && !view.out_channels_last) return View(view, rows, i, streams(view), planes, lines).run();
     AugmentApply one = image_alone(view, i);
-    const int64_t values = view.channels * view.out_height * view.out_width;
-    one.out = static_cast<char*>(view.out) + i * values * value_bytes(view.out_type);
-    View(one, rows, 0, streams(view), planes, lines).run();
+    const int64_t values = view.channels * view.out_height * view.out_width, bytes = pixel_bytes(view.out_type);
+    char* const out = static_cast<char*>(view.out) + i * values * bytes;
+    one.out = out;
+    if (!view.out_channels_last) return View(one, rows, 0, streams(view), planes, lines).run();
+    // Every stage works channel by channel: the finished view is still in the cache when its channels are joined.
+    float* const finished = planes->finished(values);
+    one.out = finished;
+    View(one, rows, 0, false, planes, lines).run();
+    (bytes == 1 ? join_view<uint8_t> : bytes == 2 ? join_view<uint16_t> : join_view<float>)(one, finished, out, !lines);
   };
   const int64_t n = views[0].n, threads = thread_count();
   int64_t largest = 0;

@@ -174,6 +174,8 @@ void augment_apply_cuda(const AugmentApply& view, int64_t bytes, void* scratch, 
   batch.filled = view.fill != nullptr;
   batch.out = view.out;
   batch.out_type = view.out_type;
+  batch.out_channel_stride = view.out_channels_last ? 1 : view.out_height * view.out_width;
+  batch.out_pixel_stride = view.out_channels_last ? view.channels : 1;
   batch.planes = static_cast<float*>(scratch);
   batch.block_planes = plan.planes;
   batch.arena = int(plan.arena);

@@ -30,9 +30,10 @@ struct AugmentBatch {
   bool nearest, bicubic, filled;
   void* out;
   PixelType out_type;
-  float* planes;         // [grid x, grid y, block_planes]; null: in shared memory
-  int64_t block_planes;  // floats
-  int arena;             // floats of shared memory beside the planes
+  int64_t out_channel_stride, out_pixel_stride;  // elements
+  float* planes;                                 // [grid x, grid y, block_planes]; null: in shared memory
+  int64_t block_planes;                          // floats
+  int arena;                                     // floats of shared memory beside the planes
   float fill[kLaunchChannels];
   float factor[kLaunchChannels], add[kLaunchChannels];  // normalisation of values up to 255 or 1
   float erase[kLaunchChannels];
@@ -201,7 +202,7 @@ class CudaView {
         pixels_(a.out_height * a.out_width),
         pitch_((pixels_ + 3) / 4 * 4),
         channel_(channel),
-        out_((int64_t(number) * a.channels + a.first_channel + channel) * pixels_),
+        out_(int64_t(number) * a.channels * pixels_ + (a.first_channel + channel) * a.out_channel_stride),
         image_(planes),
         other_(planes + kChannels * pitch_),
         arena_(arena),
@@ -232,7 +233,7 @@ class CudaView {
 
   // Of an image that cannot be.
   __device__ __forceinline__ void fill_with_nothing() {
-    for_each(kChannels, pixels_, [&](int c, int p) { put(out_ + int64_t(c) * pixels_ + p, NAN); });
+    for_each(kChannels, pixels_, [&](int c, int p) { put(place(c, p), NAN); });
   }
 
  private:
@@ -291,7 +292,10 @@ class CudaView {
     const bool interleaved = kChannels > 1 && channel_stride == 1;
     const int runs = interleaved ? 1 : kChannels, step = interleaved ? kChannels : 1;
     const int64_t element_stride = interleaved ? 1 : pixel_stride;
-    const bool clamps = a_.bicubic && a_.bytes;
+    if (a_.bicubic && a_.bytes) {
+      resize_cut_off(image + crop, channel_stride, row_stride, pixel_stride, across, down);
+      return false;
+    }
 
     // A tile: as many columns as leave room for some rows, then as many rows as there is room for.
     int columns = width_, rows = 0, run_pitch = 0;
@@ -305,7 +309,7 @@ class CudaView {
       if (rows >= 4 || rows == height_ || columns == 1) break;
     }
     if (rows == 0) {
-      resize_directly(image, crop, channel_stride, row_stride, pixel_stride, across, down, clamps);
+      resize_directly(image, crop, channel_stride, row_stride, pixel_stride, across, down);
       return false;
     }
     if (rows > 4 && rows < height_) rows = rows / 4 * 4;
@@ -352,8 +356,7 @@ class CudaView {
               sum[c] = fmaf(row[interleaved ? t * kChannels + c : c * run_pitch + t], w, sum[c]);
           }
 #pragma unroll
-          for (int c = 0; c < kChannels; ++c)
-            image_[c * pitch_ + (top + r) * width_ + left + x] = clamps ? clamp(sum[c], bound_) : sum[c];
+          for (int c = 0; c < kChannels; ++c) image_[c * pitch_ + (top + r) * width_ + left + x] = sum[c];
         });
         __syncthreads();
         if (follows) *gray += sweep_pixels(*sweep, top * width_, (top + some) * width_);
@@ -365,7 +368,7 @@ class CudaView {
   // Where not even one output's inputs fit: the same sums, each weight computed where it is used.
   __device__ __forceinline__ void resize_directly(const uint8_t* image, int64_t crop, int64_t channel_stride,
                                                   int64_t row_stride, int64_t pixel_stride, const ResampledAxis& across,
-                                                  const ResampledAxis& down, bool clamps) {
+                                                  const ResampledAxis& down) {
     for_each(kChannels * height_, width_, [&](int item, int x) {
       const int c = item / height_, y = item % height_, left = across.first(x), top = down.first(y);
       const double sum_x = across.inverse_sum(x), sum_y = down.inverse_sum(y);
@@ -380,7 +383,85 @@ class CudaView {
         }
         sum = fmaf(column, across.normalized(t, x, sum_x), sum);
       }
-      image_[c * pitch_ + y * width_ + x] = clamps ? clamp(sum, bound_) : sum;
+      image_[c * pitch_ + y * width_ + x] = sum;
+    });
+  }
+
+  // Bytes through the cubic filter, which overshoots: as torchvision's, across first, and cut off between the two
+  // directions and after them. What is not bytes is left as it is, there too.
+  __device__ __forceinline__ void resize_cut_off(const uint8_t* crop, int64_t channel_stride, int64_t row_stride,
+                                                 int64_t pixel_stride, const ResampledAxis& across,
+                                                 const ResampledAxis& down) {
+    // A tile: as many columns as leave room for the inputs of a row, then as many rows as there is room for.
+    int columns = width_, rows = 0;
+    for (;; columns = (columns + 1) / 2) {
+      const int64_t room = a_.arena - int64_t(columns) * (across.taps + 1);
+      for (rows = height_; rows > 0; rows /= 2) {
+        const double reached = double(rows - 1) * down.scale + down.taps + 2;
+        const int64_t span = int64_t(reached < down.in ? reached : down.in);
+        if (span * kChannels * columns + int64_t(rows) * (down.taps + 1) <= room) break;
+      }
+      if (rows > 0 || columns == 1) break;
+    }
+    if (rows == 0) {
+      cut_off_directly(crop, channel_stride, row_stride, pixel_stride, across, down);
+      return;
+    }
+    float* const weight_x = arena_;
+    int* const first_x = reinterpret_cast<int*>(weight_x + across.taps * columns);
+    float* const weight_y = arena_ + columns * (across.taps + 1);
+    int* const first_y = reinterpret_cast<int*>(weight_y + rows * down.taps);
+    float* const stage = weight_y + rows * (down.taps + 1);  // [inputs of the rows, kChannels, columns]
+    for (int left = 0; left < width_; left += columns) {
+      const int n = min(columns, width_ - left);
+      __syncthreads();
+      across.build(left, n, first_x, weight_x);
+      for (int top = 0; top < height_; top += rows) {
+        const int some = min(rows, height_ - top);
+        const int one = down.first(top), last = down.first(top + some - 1);
+        const int begin = min(one, last), span = max(one, last) + down.taps - begin;
+        down.build(top, some, first_y, weight_y);
+        __syncthreads();
+        for_each(span * kChannels, n, [&](int item, int x) {
+          const int r = item / kChannels, c = item % kChannels;
+          int64_t at = (begin + r) * row_stride + first_x[x] * pixel_stride + c * channel_stride;
+          float sum = 0;
+          for (int t = 0; t < across.taps; ++t, at += pixel_stride)
+            sum = fmaf(float(crop[at]), weight_x[t * n + x], sum);
+          stage[item * n + x] = clamp(sum, bound_);
+        });
+        __syncthreads();
+        for_each(some * kChannels, n, [&](int item, int x) {
+          const int r = item / kChannels, c = item % kChannels;
+          const float* const column = stage + ((first_y[r] - begin) * kChannels + c) * n + x;
+          float sum = 0;
+          for (int t = 0; t < down.taps; ++t) sum = fmaf(column[t * kChannels * n], weight_y[t * some + r], sum);
+          image_[c * pitch_ + (top + r) * width_ + left + x] = clamp(sum, bound_);
+        });
+        __syncthreads();
+      }
+    }
+  }
+
+  // Where not even one output's inputs fit.
+  __device__ __forceinline__ void cut_off_directly(const uint8_t* crop, int64_t channel_stride, int64_t row_stride,
+                                                   int64_t pixel_stride, const ResampledAxis& across,
+                                                   const ResampledAxis& down) {
+    for_each(kChannels * height_, width_, [&](int item, int x) {
+      const int c = item / height_, y = item % height_, left = across.first(x), top = down.first(y);
+      const double sum_x = across.inverse_sum(x), sum_y = down.inverse_sum(y);
+      float sum = 0;
+#pragma unroll 1
+      for (int u = 0; u < down.taps; ++u) {
+        float row = 0;
+#pragma unroll 1
+        for (int t = 0; t < across.taps; ++t) {
+          const int64_t at = (top + u) * row_stride + (left + t) * pixel_stride + c * channel_stride;
+          row = fmaf(float(crop[at]), across.normalized(t, x, sum_x), row);
+        }
+        sum = fmaf(clamp(row, bound_), down.normalized(u, y, sum_y), sum);
+      }
+      image_[c * pitch_ + y * width_ + x] = clamp(sum, bound_);
     });
   }
 
@@ -669,12 +750,12 @@ class CudaView {
 
   // `count` pixels of a channel from `at` on: point ops where they are still to come, normalised, converted.
   __device__ __forceinline__ void store(int c, int at, const float (&values)[4], int count, bool points) {
-    const int64_t to = out_ + int64_t(c) * pixels_ + at;
+    const int64_t to = place(c, at), step = a_.out_pixel_stride;
     const float factor = a_.factor[channel_ + c], add = a_.add[channel_ + c];
     float v[4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) v[k] = points ? point_ops(values[k]) : values[k];
-    const bool full = count == 4;
+    const bool full = count == 4 && step == 1;
     if (a_.out_type == PixelType::kUint8) {
       uint8_t* out = static_cast<uint8_t*>(a_.out) + to;
       const float scale = 255 / bound_, offset = byte_rounding(p_);
@@ -686,7 +767,7 @@ class CudaView {
       else
 #pragma unroll
         for (int k = 0; k < 4; ++k)
-          if (k < count) out[k] = b[k];
+          if (k < count) out[k * step] = b[k];
       return;
     }
 #pragma unroll
@@ -698,7 +779,7 @@ class CudaView {
       else
 #pragma unroll
         for (int k = 0; k < 4; ++k)
-          if (k < count) out[k] = v[k];
+          if (k < count) out[k * step] = v[k];
       return;
     }
     uint16_t* out = static_cast<uint16_t*>(a_.out) + to;
@@ -708,12 +789,17 @@ class CudaView {
     else
 #pragma unroll
       for (int k = 0; k < 4; ++k)
-        if (k < count) out[k] = half_bits(v[k]);
+        if (k < count) out[k * step] = half_bits(v[k]);
   }
 
   __device__ __forceinline__ uint16_t half_bits(float v) const {
     return a_.out_type == PixelType::kBFloat16 ? __bfloat16_as_ushort(__float2bfloat16(v))
                                                : __half_as_ushort(__float2half(v));
+  }
+
+  // Where pixel p of a channel of this block goes.
+  __device__ __forceinline__ int64_t place(int c, int p) const {
+    return out_ + c * a_.out_channel_stride + p * a_.out_pixel_stride;
   }
 
   // A finished value.
@@ -737,7 +823,7 @@ class CudaView {
         // A value given is cut off, as where torch turns it into a byte; noise is rounded.
         if (a_.out_type == PixelType::kUint8) value = rintf(value);
       }
-      put(out_ + int64_t(c) * pixels_ + p, value);
+      put(place(c, p), value);
     });
   }
 

@@ -75,6 +75,15 @@ inline std::vector<float> per_channel(const char* name, const std::vector<double
   return out;
 }
 
+// Whether [n, C, H, W] lies as [n, H, W, C] and not also as it is.
+inline bool lies_channels_last(const Tensor& images) {
+  const int64_t c = images.size(1), h = images.size(2), w = images.size(3);
+  const auto strides = images.strides();
+  return c > 1 && strides[1] == 1 && (w == 1 || strides[3] == c) && (h == 1 || strides[2] == c * w) &&
+         (images.size(0) == 1 || strides[0] == c * w * h);
+}
+inline bool is_dense(const Tensor& out) { return out.is_contiguous() || lies_channels_last(out); }
+
 // The inputs as the kernel reads them, and what it reads them through.
 struct AugmentInputs {
   Tensor images, params;
@@ -95,7 +104,7 @@ struct AugmentInputs {
     problem.image_type = pixel_type("images", images.scalar_type());
     FASTCL_CHECK(problem.image_type == PixelType::kUint8 || problem.image_type == PixelType::kFloat32, op,
                  ": images must be uint8 or float32, got ", toString(images.scalar_type()));
-    problem.channels_last = channels_last();
+    problem.channels_last = lies_channels_last(images);
     if (!problem.channels_last) images = torch::stable::contiguous(images);
     problem.images = images.const_data_ptr();
     problem.n = images.size(0);
@@ -141,6 +150,11 @@ struct AugmentInputs {
   }
 
   AugmentInputs(const AugmentInputs&) = delete;
+
+  void write_to(const Tensor& out) {
+    problem.out = out.mutable_data_ptr();
+    problem.out_channels_last = lies_channels_last(out) && !out.is_contiguous();
+  }
 
   // For params in host memory; `at` is the table's place in a list.
   void check_rows(const std::string& op = "augment_apply", const std::string& at = "") const {
@@ -194,12 +208,6 @@ struct AugmentInputs {
     return message("[", s[0], ", ", s[1], ", ", s[2], "]");
   }
 
-  bool channels_last() const {
-    const int64_t c = images.size(1), h = images.size(2), w = images.size(3);
-    const auto strides = images.strides();
-    return c > 1 && strides[1] == 1 && strides[3] == c && strides[2] == c * w && strides[0] == c * w * h;
-  }
-
   static std::vector<std::string> param_names() {
     std::vector<std::string> names = {"crop_top", "crop_left", "crop_height", "crop_width", "hflip", "vflip"};
     for (int i = 0; i < 9; ++i) names.push_back("map_" + std::to_string(i));
@@ -250,7 +258,7 @@ struct AugmentOps {
     AugmentInputs inputs(images, params, height, width, interpolation, fill, mean, std, dtype, resize, erase);
     if (Device::kOnHost) inputs.check_rows();
     const Tensor out = Device::make(images, height, width, dtype);
-    inputs.problem.out = out.mutable_data_ptr();
+    inputs.write_to(out);
     Device::apply(&inputs.problem, 1, inputs);
     return out;
   }
@@ -264,7 +272,7 @@ struct AugmentOps {
     AugmentInputs inputs(images, params, out.size(2), out.size(3), interpolation, fill, mean, std, out.scalar_type(),
                          resize, erase);
     if (Device::kOnHost) inputs.check_rows();
-    inputs.problem.out = out.mutable_data_ptr();
+    inputs.write_to(out);
     Device::apply(&inputs.problem, 1, inputs);
   }
 
@@ -309,8 +317,9 @@ struct AugmentOps {
     check_place("augment_views", "offsets", offsets, data);
     check_place("augment_views", "shapes", shapes, data);
     for (const Tensor& view : out) {
-      FASTCL_CHECK(view.dim() == 4 && view.is_contiguous() && view.size(0) == offsets.numel(),
-                   "augment_views: out must be contiguous [", offsets.numel(), ", C, H, W], got ", shape(view));
+      FASTCL_CHECK(view.dim() == 4 && is_dense(view) && view.size(0) == offsets.numel(),
+                   "augment_views: out must be contiguous or channels_last [", offsets.numel(), ", C, H, W], got ",
+                   shape(view));
       check_place("augment_views", "out", view, data);
     }
     views_into(data, params, out, [&](size_t v) {
@@ -326,9 +335,9 @@ struct AugmentOps {
   }
 
   static void check_out(const char* op, const Tensor& out, const Tensor& images) {
-    FASTCL_CHECK(
-        out.dim() == 4 && out.is_contiguous() && out.size(0) == images.size(0) && out.size(1) == images.size(1), op,
-        ": out must be contiguous [", images.size(0), ", ", images.size(1), ", H, W], got ", shape(out));
+    FASTCL_CHECK(out.dim() == 4 && is_dense(out) && out.size(0) == images.size(0) && out.size(1) == images.size(1), op,
+                 ": out must be contiguous or channels_last [", images.size(0), ", ", images.size(1), ", H, W], got ",
+                 shape(out));
     check_place(op, "out", out, images);
   }
 
@@ -349,7 +358,7 @@ struct AugmentOps {
       check_place("augment_views", "params", params[v], images);
       inputs.push_back(inputs_of(v));
       if (Device::kOnHost) inputs[v]->check_rows("augment_views", "[" + std::to_string(v) + "]");
-      inputs[v]->problem.out = out[v].mutable_data_ptr();
+      inputs[v]->write_to(out[v]);
       problems.push_back(inputs[v]->problem);
     }
     if (!problems.empty()) Device::apply(problems.data(), int64_t(problems.size()), *inputs[0]);

@@ -23,6 +23,21 @@ FASTCL_MULTIVERSION void split_channels(const float* in, int64_t channels, int64
     split_loop(in, channels, n, out, pitch);
 }
 
+// out[i, c] = in[c, i] for n pixels
+template <class T>
+FASTCL_INLINE void join_loop(const T* in, int64_t plane, int64_t channels, int64_t n, T* __restrict out) {
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t c = 0; c < channels; ++c) out[i * channels + c] = in[c * plane + i];
+}
+#define FASTCL_JOIN_CHANNELS(T)                                                                                        \
+  FASTCL_MULTIVERSION void join_channels(const T* in, int64_t plane, int64_t channels, int64_t n, T* __restrict out) { \
+    channels == 3 ? join_loop(in, plane, 3, n, out) : join_loop(in, plane, channels, n, out);                          \
+  }
+FASTCL_JOIN_CHANNELS(uint8_t)
+FASTCL_JOIN_CHANNELS(uint16_t)
+FASTCL_JOIN_CHANNELS(float)
+#undef FASTCL_JOIN_CHANNELS
+
 FASTCL_MULTIVERSION void clamp_row(float* v, int64_t n, float bound) {
   for (int64_t i = 0; i < n; ++i) v[i] = clamp(v[i], bound);
 }

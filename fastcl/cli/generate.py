@@ -22,7 +22,7 @@ def generate(
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the IDX files of mnist or fashion-mnist.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels of a folder's images. (default: 64)")] = None,
     limit: Annotated[int | None, typer.Option(help="Use about so many images.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Of the training.")] = 6000,
+    steps: Annotated[int, typer.Option(min=1, help="Of the training.")] = 3000,
     batch_size: Annotated[int, typer.Option(min=2, help="Real, and as many generated, images in a step.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, order and draws.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads to use. (default: all cores)")] = None,
@@ -37,7 +37,9 @@ def generate(
 
     from fastcl.config import make_config
     from fastcl.data import load
+    from fastcl.files import locked
     from fastcl.generate import GanConfig, job
+    from fastcl.signals import stop_signal
 
     if data.partition(":")[0] in ("text", "secure", "secure-text"):
         raise ConfigError(f"generate: expected images in the clear, got {data}")
@@ -48,9 +50,14 @@ def generate(
     torch.set_num_threads(threads or torch.get_num_threads())
     try:
         origin = {"data": images.fingerprint()}
-        generator = job.make_generator(images.train_images, out, gan, config, origin, Reporter(console), lambda: False)
-        job.write_samples(generator, out, seed)
-    except KeyboardInterrupt:
+        out.mkdir(parents=True, exist_ok=True)
+        with locked(out):
+            with stop_signal() as stop:
+                generator = job.make_generator(
+                    images.train_images, out, gan, config, origin, Reporter(console), lambda: bool(stop)
+                )
+            job.write_samples(generator, out, seed)
+    except (KeyboardInterrupt, job.Stopped):
         how = shlex.join(["fastcl", *sys.argv[1:]])
         console.print(f"stopped; to go on: {how}", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(130) from None

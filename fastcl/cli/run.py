@@ -86,6 +86,12 @@ def run(
     ablation_epochs: Annotated[
         int | None, _setting("ablation_epochs", "Epochs to compare pretraining with and without them; 0: not.")
     ] = None,
+    dp_epsilon: Annotated[
+        float | None, _setting("dp_epsilon", "Pretrain with differential privacy: epsilon of replacing one image.")
+    ] = None,
+    dp_delta: Annotated[float | None, _setting("dp_delta", "Its delta.")] = None,
+    dp_group: Annotated[int | None, _setting("dp_group", "Images contrasted with each other, clipped as one.")] = None,
+    dp_clip: Annotated[float | None, _setting("dp_clip", "Largest norm of their gradient.")] = None,
     seed: Annotated[int | None, _setting("seed", "Of weights, order and draws.")] = None,
     device: Annotated[str | None, _setting("device", "Where pretraining runs: cpu or cuda.")] = None,
     threads: Annotated[

@@ -46,6 +46,18 @@ class Conversion:
             return len(self.transform.passes)
         return sum(len(view.passes) * count for view, count in self.transform.groups)
 
+    @property
+    def not_fused(self) -> tuple[str, ...]:
+        """What could not join the pass before it: each transform that begins a further pass, and which one."""
+        transform = self.transform
+        views = [transform] if isinstance(transform, T.Compose) else [view for view, _ in transform.groups]
+        begun = [
+            f"{plan.transforms[0]} begins pass {number}"
+            for view in views
+            for number, plan in enumerate(view.passes[1:], 2)
+        ]
+        return tuple(dict.fromkeys(begun))
+
 
 def convert(pipeline: Any, *, seed: int | None = None, strict: bool = True) -> Conversion:
     """Turns an existing pipeline into fastcl's, as far as it goes.
@@ -57,7 +69,7 @@ def convert(pipeline: Any, *, seed: int | None = None, strict: bool = True) -> C
         strict: whether a transform without counterpart is an error; else it is left out and listed.
 
     Returns:
-        The :class:`Conversion`. ``print(conversion.transform)`` shows how it was fused.
+        The :class:`Conversion`. ``print(conversion.transform)`` shows how it was fused, and ``not_fused`` what was not.
 
     Raises:
         ValueError: for transforms without counterpart, all of them named, unless ``strict`` is False.
@@ -104,6 +116,7 @@ class _Reader:
             "RandomApply": lambda: self._chance(theirs.transforms, theirs.p),
             "RandomChoice": lambda: [T.RandomChoice([self._one(part) for part in theirs.transforms], theirs.p)],
             "RandomOrder": lambda: [T.RandomOrder([self._one(part) for part in theirs.transforms])],
+            "Grayscale": lambda: self._grayscale(theirs.num_output_channels),
             "ToTensor": lambda: [T.ToDtype(torch.float32, scale=True)],
             "ConvertImageDtype": lambda: [T.ToDtype(theirs.dtype, scale=True)],
             "ToDtype": lambda: [T.ToDtype(theirs.dtype, scale=theirs.scale)],
@@ -120,7 +133,7 @@ class _Reader:
             return [T.RandomApply([T.GaussianBlur(None, theirs.sigmas)], theirs.prob)]
         if name in _SAME_NAME:
             return [self._same(name, theirs)]
-        if "transform" in vars(theirs):  # lightly's views
+        if name.endswith("Transform") and "transform" in getattr(theirs, "__dict__", ()):  # lightly's views
             return self.steps(theirs.transform)
         raise TypeError("not known")
 
@@ -147,6 +160,11 @@ class _Reader:
             self.differences.append(f"{name}: a draw for each image, not for the batch; no labels")
         transform: T.Transform = kind(**given)
         return transform
+
+    def _grayscale(self, channels: int) -> list[T.Transform]:
+        if channels != 3:
+            raise ValueError("num_output_channels must be 3")
+        return [T.RandomGrayscale(1.0)]
 
     def _one(self, theirs: Any) -> Any:
         """One transform as one, also where several stand in for it."""

@@ -19,6 +19,7 @@ from fastcl.data.shards import ShardImages
 from fastcl.errors import DataError, WorkerError
 from fastcl.ragged import RaggedBatch, height_width_channels
 from fastcl.transforms import Compose, MultiViewTransform, Transform
+from fastcl.transforms.compose import crop_of_views, crops_first
 
 __all__ = ["Loader", "collate"]
 
@@ -32,7 +33,13 @@ def collate(samples: Sequence[Any]) -> Any:
 
     Returns:
         A :class:`RaggedBatch`; for tuples, a tuple of it and of what torch's ``default_collate`` makes of the rest.
+
+    Raises:
+        TypeError: for what is no image of bytes; names the image.
+        ValueError: for no samples, an image of no pixels, or of other channels than the first's; names the image.
     """
+    if not len(samples):
+        raise ValueError("collate: samples must hold at least one image, got none")
     if not isinstance(samples[0], (tuple, list)):
         return RaggedBatch.of(samples)
     images, *rest = zip(*samples, strict=True)
@@ -48,35 +55,72 @@ class _Raw(NamedTuple):
     skipped: dict[int, str]  # sample numbers and what is wrong with them
 
 
-class _Numbered(Dataset[Any]):
-    """What the workers read: (sample number, sample), or (sample number, what is wrong with it)."""
+class _Draw(NamedTuple):
+    """A sample to be read, and what else its views follow from; it reaches workers that live for many epochs."""
 
-    def __init__(self, dataset: Any, skip: bool) -> None:
+    number: int
+    epoch: int
+    seeds: tuple[int, ...]  # of the transforms of its views
+
+
+class _Read(NamedTuple):
+    """A sample that was read, its image cut to what its views show; or what is wrong with it."""
+
+    number: int
+    sample: Any
+    box: tuple[int, ...]  # as of RaggedBatch.boxes
+    wrong: str | None = None
+
+
+class _Samples(Dataset[Any]):
+    """What the workers read, one by one."""
+
+    def __init__(self, dataset: Any, transform: Any, skip: bool) -> None:
         self._dataset, self._skip = dataset, skip
+        views = _views_of(transform)
+        self._views = views if all(crops_first(compose) for compose, _ in views) else []
 
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, index: int) -> tuple[int, Any]:
+    def __getitem__(self, draw: _Draw) -> _Read:
         try:
-            sample = self._dataset[index]
+            sample = self._dataset[draw.number]
             image, *rest = sample if isinstance(sample, (tuple, list)) else (sample,)
-            pixels = height_width_channels(image, f"image {index} of the data set").permute(2, 0, 1)
+            pixels = height_width_channels(image, f"image {draw.number} of the data set")
         except (DataError, OSError, SyntaxError, ValueError) as error:  # what decoders raise
             if not self._skip:
                 raise
-            return index, str(error)
-        return index, (pixels, *rest) if isinstance(sample, (tuple, list)) else pixels
+            return _Read(draw.number, None, (), str(error))
+        whole = (pixels.shape[0], pixels.shape[1])
+        top, left = 0, 0
+        if self._views:
+            top, left, height, width = crop_of_views(self._views, draw.seeds, draw.number, whole, draw.epoch)
+            if (height, width) != whole:
+                pixels = pixels[top : top + height, left : left + width].clone()  # and the rest is let go of
+        pixels = pixels.permute(2, 0, 1)
+        sample = (pixels, *rest) if isinstance(sample, (tuple, list)) else pixels
+        return _Read(draw.number, sample, (top, left, *whole))
 
 
-def _collate_numbered(numbered: Sequence[tuple[int, Any]]) -> _Raw:
-    skipped = {index: sample for index, sample in numbered if isinstance(sample, str)}
-    kept = [(index, sample) for index, sample in numbered if not isinstance(sample, str)]
-    index = torch.tensor([index for index, _ in kept], dtype=torch.int64)
+def _collate_read(read: Sequence[_Read]) -> _Raw:
+    skipped = {one.number: one.wrong for one in read if one.wrong is not None}
+    kept = [one for one in read if one.wrong is None]
+    index = torch.tensor([one.number for one in kept], dtype=torch.int64)
     if not kept:
         return _Raw(index, None, None, skipped)
-    batch = collate([sample for _, sample in kept])
+    channels = [len(one.sample[0] if isinstance(one.sample, tuple) else one.sample) for one in kept]
+    for one, count in zip(kept, channels, strict=True):
+        if count != channels[0]:
+            raise ValueError(
+                f"Loader: image {one.number} of the data set must have as many channels as image {kept[0].number}, "
+                f"{channels[0]}, got {count}"
+            )
+    batch = collate([one.sample for one in kept])
     images, rest = (batch[0], batch[1:]) if isinstance(batch, tuple) else (batch, None)
+    boxes = torch.tensor([one.box for one in kept], dtype=torch.int32)
+    if (boxes[:, 2:] != images.shapes[:, :2]).any():
+        images = RaggedBatch(images.data, images.offsets, images.shapes, boxes)
     return _Raw(index, images, rest, skipped)
 
 
@@ -113,13 +157,22 @@ def _as_it_is(batch: _Raw) -> _Raw:
 
 
 class _Batches:
-    """The batch sampler of the workers: the sample numbers of the batches that are left of an epoch."""
+    """The batch sampler of the workers: the sample numbers of the batches that are left of an epoch.
+
+    Attributes:
+        left: those.
+        stream: epoch and seeds, for workers that read sample by sample.
+    """
 
     def __init__(self) -> None:
         self.left: list[list[int]] = []
+        self.stream: tuple[int, tuple[int, ...]] | None = None
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.left)
+    def __iter__(self) -> Iterator[list[Any]]:
+        if self.stream is None:
+            return iter(self.left)
+        left, stream = self.left, self.stream
+        return ([_Draw(number, *stream) for number in batch] for batch in left)
 
     def __len__(self) -> int:
         return len(self.left)
@@ -131,7 +184,8 @@ class Loader:
     The views of sample i in epoch e follow from the transform's seed, i and e alone: not from batch size, workers,
     order or device. They are made in this process or on the training device. On the CPU they stand in memory that is
     used again once nothing refers to it any more: after the first batches nothing is allocated, and what you keep is
-    never overwritten.
+    never overwritten. Where every view begins with a crop, of an image that a data set's item or a worker gives only
+    the smallest box around its crops is kept, copied and sent.
 
     Args:
         dataset: uint8 images [N, C, H, W], or a :class:`RaggedBatch`, or a TensorDataset whose first tensor is the
@@ -154,6 +208,7 @@ class Loader:
             order, and each yields its share of every batch.
         world_size: how many processes there are; ``batch_size`` is that of all together, a multiple of it. They always
             get equally many images: of a last batch that does not divide, the rest is left out.
+        memory_format: of the views, ``torch.contiguous_format`` or ``torch.channels_last``.
         on_error: ``"raise"``, or ``"skip"`` for images that cannot be read; :attr:`skipped` then has them.
         **dataloader: further arguments of torch's DataLoader, such as ``multiprocessing_context``.
 
@@ -183,6 +238,7 @@ class Loader:
         prefetch: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        memory_format: torch.memory_format = torch.contiguous_format,
         on_error: str = "raise",
         **dataloader: Any,
     ) -> None:
@@ -198,12 +254,16 @@ class Loader:
                 "Loader: rank must be in [0, world_size) and batch_size a multiple of world_size, got "
                 f"rank {rank}, world_size {world_size} and batch_size {batch_size}"
             )
+        if memory_format not in (torch.contiguous_format, torch.channels_last):
+            raise ValueError(
+                f"Loader: memory_format must be torch.contiguous_format or torch.channels_last, got {memory_format}"
+            )
         if on_error not in ("raise", "skip"):
             raise ValueError(f"Loader: on_error must be raise or skip, got {on_error!r}")
         if sampler is not None and shuffle:
             raise ValueError("Loader: shuffle is the sampler's business where one is given, got both")
         self.dataset, self.batch_size, self.shuffle, self.sampler = dataset, batch_size, shuffle, sampler
-        self.drop_last, self.prefetch = drop_last, prefetch
+        self.drop_last, self.prefetch, self.memory_format = drop_last, prefetch, memory_format
         self.rank, self.world_size = rank, world_size
         self.device = torch.device("cpu" if device is None else device)
         self.seed = int(torch.randint(2**32, (), device="cpu").item()) if seed is None else int(seed)
@@ -221,9 +281,11 @@ class Loader:
         self._workers: DataLoader[Any] | None = None
         shards = self._tensors is not None and isinstance(self._tensors[0], ShardImages) and num_workers > 0
         if self._tensors is None or shards:
-            collate_fn: Any = _collate_numbered if self._tensors is None else _as_it_is
+            collate_fn: Any = _collate_read if self._tensors is None else _as_it_is
             source: Dataset[Any] = (
-                _Numbered(dataset, self._skip) if self._tensors is None else _Rows(*self._tensors, self._skip)
+                _Samples(dataset, self.transform, self._skip)
+                if self._tensors is None
+                else _Rows(*self._tensors, self._skip)
             )
             self._workers = DataLoader(
                 source,
@@ -301,6 +363,8 @@ class Loader:
         if batches and len(batches[-1]) < self._least:
             batches.pop()
         self._batches.left = [self._share(batch) for batch in batches[first:]]
+        if self._tensors is None:
+            self._batches.stream = epoch, tuple(compose.seed for compose, _ in _views_of(self.transform))
         self._taken, self.waited = first, 0.0
         raw = self._gather() if self._workers is None else iter(self._workers)
         began, images = time.perf_counter(), 0
@@ -380,17 +444,28 @@ class Loader:
         return views if batch.rest is None else (views, *batch.rest)
 
     def _views(self, images: Tensor | RaggedBatch, index: Tensor, epoch: int) -> Any:
-        if self.device.type != "cpu" or not _composes(self.transform):
+        contiguous = self.memory_format == torch.contiguous_format
+        if not _composes(self.transform) or (contiguous and self.device.type != "cpu"):
             return self.transform(images, index=index, epoch=epoch)
         key = None if isinstance(images, RaggedBatch) else images.shape[1:]
         if key not in self._shapes:
             views = self.transform(images, index=index, epoch=epoch)
             each = views if isinstance(views, list) else [views]
             self._shapes[key] = [(view.shape[1:], view.dtype) for view in each]
-            return views
-        out = [self._buffers.empty([len(index), *shape], dtype) for shape, dtype in self._shapes[key]]
+            laid = [view.contiguous(memory_format=self.memory_format) for view in each]
+            return laid if isinstance(views, list) else laid[0]
+        out = [self._empty([len(index), *shape], dtype) for shape, dtype in self._shapes[key]]
         into: Any = out[0] if isinstance(self.transform, Compose) else out
         return self.transform(images, index=index, epoch=epoch, out=into)
+
+    def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Memory for a view [B, C, H, W]."""
+        if self.device.type != "cpu":  # whose own allocator gives memory again
+            return torch.empty(shape, dtype=dtype, device=self.device, memory_format=self.memory_format)
+        if self.memory_format == torch.contiguous_format:
+            return self._buffers.empty(shape, dtype)
+        n, channels, height, width = shape
+        return self._buffers.empty([n, height, width, channels], dtype).permute(0, 3, 1, 2)
 
 
 def _tensors_of(dataset: Any) -> tuple[Tensor | RaggedBatch | RowImages, tuple[Tensor, ...] | None] | None:
@@ -406,6 +481,13 @@ def _tensors_of(dataset: Any) -> tuple[Tensor | RaggedBatch | RowImages, tuple[T
     if dataset.dtype != torch.uint8 or dataset.dim() != 4:
         raise TypeError(f"Loader: images must be uint8 [N, C, H, W], got {dataset.dtype} {list(dataset.shape)}")
     return dataset, rest
+
+
+def _views_of(transform: Any) -> list[tuple[Compose, int]]:
+    """The parts of a transform of this package view by view, and the views' numbers; none for another function."""
+    if isinstance(transform, MultiViewTransform):
+        return transform.numbered_views()
+    return [(transform, 0)] if isinstance(transform, Compose) else []
 
 
 def _composes(transform: Any) -> list[Compose]:

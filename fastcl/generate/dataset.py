@@ -12,12 +12,13 @@ from torch.utils.data import Dataset
 from fastcl.generate.networks import Generator, load_generator
 from fastcl.ops.augment_table import philox
 
-__all__ = ["GeneratedDataset", "generated_count", "latents"]
+__all__ = ["GeneratedDataset", "drawn_clusters", "generated_count", "latents"]
 
 _CHUNK = 64  # images that are always made together: the last bit of a product may depend on how many are
+_LATENTS, _CLUSTERS = 0, 2  # streams; training draws its latents from 1
 
 
-def latents(index: Tensor, count: int, seed: int, stream: int = 0) -> Tensor:
+def latents(index: Tensor, count: int, seed: int, stream: int = _LATENTS) -> Tensor:
     """Normal numbers that follow from (seed, stream, index) alone (Philox4x32-10, Box and Muller).
 
     Args:
@@ -29,16 +30,37 @@ def latents(index: Tensor, count: int, seed: int, stream: int = 0) -> Tensor:
     Returns:
         float32 [n, count].
     """
-    low, blocks = 0xFFFFFFFF, -(-count // 4)
-    rows = index[:, None].expand(len(index), blocks)
-    block = torch.arange(blocks).expand_as(rows)
-    bits = philox([rows & low, rows >> 32 & low, block, torch.full_like(rows, stream)], [seed & low, seed >> 32 & low])
-    uniform = [(word + 1).double() * 2.0**-32 for word in bits]  # in (0, 1]
+    uniform = _uniform(index, -(-count // 4), seed, stream)
     normal = []
     for first, second in (uniform[:2], uniform[2:]):
         radius = (-2 * first.log()).sqrt()
         normal += [radius * (2 * math.pi * second).cos(), radius * (2 * math.pi * second).sin()]
     return torch.stack(normal, dim=2).flatten(1)[:, :count].float()
+
+
+def drawn_clusters(index: Tensor, shares: Tensor, seed: int) -> Tensor:
+    """Clusters that follow from (seed, index) alone.
+
+    Args:
+        index: int64 [n], not negative.
+        shares: how likely each is, float32 [clusters].
+        seed: 64 bits.
+
+    Returns:
+        int64 [n].
+    """
+    uniform = _uniform(index, 1, seed, _CLUSTERS)[0][:, 0]
+    bounds = shares.double().cumsum(0)
+    return torch.searchsorted(bounds, uniform * bounds[-1])
+
+
+def _uniform(index: Tensor, blocks: int, seed: int, stream: int) -> list[Tensor]:
+    """Four times float64 [n, blocks], in (0, 1]."""
+    low = 0xFFFFFFFF
+    rows = index[:, None].expand(len(index), blocks)
+    block = torch.arange(blocks).expand_as(rows)
+    bits = philox([rows & low, rows >> 32 & low, block, torch.full_like(rows, stream)], [seed & low, seed >> 32 & low])
+    return [(word + 1).double() * 2.0**-32 for word in bits]
 
 
 def generated_count(images: int, fraction: float) -> int:
@@ -102,7 +124,8 @@ class GeneratedDataset(Dataset[Tensor]):
         training = self.generator.training
         self.generator.eval()
         try:
-            made: Tensor = self.generator(latents(numbers, self.generator.config.latent, self.seed))
+            drawn = latents(numbers, self.generator.config.latent, self.seed, _LATENTS)
+            made: Tensor = self.generator(drawn, drawn_clusters(numbers, self.generator.shares, self.seed))
         finally:
             self.generator.train(training)
         return (made * 255).round().to(torch.uint8).contiguous()

@@ -16,7 +16,7 @@ from fastcl.files import pack_tensors, read_tensors, write_atomically
 
 __all__ = ["Discriminator", "Generator", "GeneratorConfig", "load_generator", "save_generator"]
 
-_GENERATOR = "fastcl-generator-1"
+_GENERATOR = "fastcl-generator-2"
 _COARSEST = 8  # pixels; both sides are halved until neither is longer
 _WIDEST = 4  # times the width
 _SLOPE = 0.2  # of the leaky ReLU
@@ -31,6 +31,7 @@ class GeneratorConfig:
     width: int
     latent: int = 64  # numbers that an image is made of
     features: int = 48  # channels of the maps of half the images' size; smaller ones have 2, then 4 times as many
+    clusters: int = 1  # of images that are alike, from one of which an image is made
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3) or min(self.height, self.width) < 1 or max(self.height, self.width) > 1024:
@@ -38,9 +39,10 @@ class GeneratorConfig:
                 "GeneratorConfig: expected 1 or 3 channels and sides of 1 to 1,024 pixels, got "
                 f"{self.channels} channels of {self.height} x {self.width}"
             )
-        if min(self.latent, self.features) < 1:
+        if min(self.latent, self.features, self.clusters) < 1:
             raise ValueError(
-                f"GeneratorConfig: latent and features must be at least 1, got {self.latent} and {self.features}"
+                "GeneratorConfig: latent, features and clusters must be at least 1, got "
+                f"{self.latent}, {self.features} and {self.clusters}"
             )
 
     @property
@@ -64,17 +66,24 @@ class GeneratorConfig:
 
 
 class Generator(nn.Module):
-    """From latents to images: a linear layer to the smallest map, and transposed convolutions that double it.
+    """From latents and a cluster to an image: a linear layer to the smallest map, transposed convolutions to double it.
 
     Where a side is odd, the last row or column of the doubled map is cut off.
+
+    Attributes:
+        shares: of the images learnt from, that are in each cluster; float32 [clusters].
     """
+
+    shares: Tensor
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.config = config
         (height, width), maps = config.sizes[-1], config.maps
+        self.register_buffer("shares", torch.full((config.clusters,), 1 / config.clusters))
+        self.embedding = nn.Embedding(config.clusters, config.latent)
         self.first = nn.Sequential(
-            nn.Linear(config.latent, maps[-1] * height * width, bias=False),
+            nn.Linear(2 * config.latent, maps[-1] * height * width, bias=False),
             nn.Unflatten(1, (maps[-1], height, width)),
             nn.BatchNorm2d(maps[-1]),
             nn.ReLU(),
@@ -86,16 +95,21 @@ class Generator(nn.Module):
         stages.append(nn.ConvTranspose2d(maps[1], maps[0], 4, stride=2, padding=1))
         self.stages = nn.ModuleList(stages)
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """Makes images [B, C, H, W] from 0 to 1 of latents [B, latent]."""
-        value = self.first(latents).contiguous(memory_format=torch.channels_last)
+    def forward(self, latents: Tensor, clusters: Tensor) -> Tensor:
+        """Makes images [B, C, H, W] from 0 to 1 of latents [B, latent] and the clusters' numbers, int64 [B]."""
+        value = self.first(torch.cat([latents, self.embedding(clusters)], dim=1))
+        value = value.contiguous(memory_format=torch.channels_last)
         for stage, (height, width) in zip(self.stages, self.config.sizes[-2::-1], strict=True):
             value = stage(value)[:, :, :height, :width]
         return torch.sigmoid(value)
 
 
 class Discriminator(nn.Module):
-    """From images to a number that is large where an image looks real: strided convolutions and two linear layers."""
+    """From images to a number that is large where an image looks like a real one of its cluster.
+
+    Strided convolutions and a linear layer give a vector; the number is its product with a vector of the cluster, plus
+    its product with one of all clusters (the projection discriminator: Miyato and Koyama 2018).
+    """
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -104,11 +118,15 @@ class Discriminator(nn.Module):
         for fine, coarse in pairwise(maps):
             layers += [nn.Conv2d(fine, coarse, 3, stride=2, padding=1), nn.LeakyReLU(_SLOPE)]
         layers += [nn.Flatten(), nn.Linear(maps[-1] * height * width, config.hidden), nn.LeakyReLU(_SLOPE)]
-        self.layers = nn.Sequential(*layers, nn.Linear(config.hidden, 1))
+        self.layers = nn.Sequential(*layers)
+        self.judge = nn.Linear(config.hidden, 1)
+        self.embedding = nn.Embedding(config.clusters, config.hidden)
+        nn.init.normal_(self.embedding.weight, std=config.hidden**-0.5)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Judges images [B, C, H, W] from 0 to 1; gives [B]."""
-        return self.layers(2 * images - 1)[:, 0]  # type: ignore[no-any-return]
+    def forward(self, images: Tensor, clusters: Tensor) -> Tensor:
+        """Judges images [B, C, H, W] from 0 to 1 of the clusters int64 [B]; gives [B]."""
+        found = self.layers(2 * images - 1)
+        return self.judge(found)[:, 0] + (found * self.embedding(clusters)).sum(1)  # type: ignore[no-any-return]
 
 
 def save_generator(generator: Generator, path: Path, origin: Mapping[str, Any] | None = None) -> None:

@@ -1,7 +1,9 @@
 """Training of a generator against a discriminator, which can stop and go on at any step.
 
 The loss is the non-saturating one (Goodfellow et al. 2014), with R1 on real images every few steps (Mescheder et al.
-2018; Karras et al. 2020) and differentiable augmentation. What comes out is a moving average of the generator.
+2018; Karras et al. 2020) and differentiable augmentation. Both networks are told which cluster of an encoder's features
+an image is of (Liu et al. 2020): between classes, where no real image is, a generator of one continuous range of images
+would have to make some. What comes out is a moving average of the generator.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +24,7 @@ from torch.nn import functional
 
 from fastcl.checkpoint import load_checkpoint, save_checkpoint
 from fastcl.encoder import Encoder
-from fastcl.errors import CheckpointError, ConfigError, DivergedError
+from fastcl.errors import CheckpointError, ConfigError, DivergedError, run_extra
 from fastcl.generate.augment import apply_differentiably, gan_transform
 from fastcl.generate.dataset import GeneratedDataset, latents
 from fastcl.generate.frechet import frechet_distance
@@ -29,17 +32,18 @@ from fastcl.generate.networks import Discriminator, Generator, GeneratorConfig
 
 __all__ = ["GanConfig", "GanTraining"]
 
-_STREAM = 1  # of latents; that of GeneratedDataset is 0
+_STREAM = 1  # of latents; GeneratedDataset draws from others
+_PER_CLUSTER = 16  # images at least, on average
 
 
 @dataclass(frozen=True)
 class GanConfig:
     """All that decides the result, but for the images."""
 
-    steps: int = 6000
+    steps: int = 3000
     batch_size: int = 64
     lr: float = 1e-3  # of Adam
-    r1: float = 0.2  # weight of half the squared gradient at real images from 0 to 1
+    r1: float = 0.05  # weight of half the squared gradient at real images from 0 to 1
     r1_every: int = 8  # steps between its uses, each weighing so many times more
     average: float = 0.995  # share that a step leaves of the moving average
     translate: float = 0.0625  # see gan_transform
@@ -47,12 +51,13 @@ class GanConfig:
     color: float = 0.1
     latent: int = 64  # see GeneratorConfig
     features: int = 48
+    clusters: int = 64  # of alike images, at most; fewer where there are few images
     check_every: int = 500  # steps between checkpoints, and between measurements of the distance
     check_images: int = 2000  # that are generated for one, at most as many as there are real ones
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "batch_size": 2, "r1_every": 1, "check_every": 1, "check_images": 2}
+        least = {"steps": 1, "batch_size": 2, "r1_every": 1, "clusters": 1, "check_every": 1, "check_images": 2}
         wrong = [name for name, value in least.items() if getattr(self, name) < value]
         wrong += [name for name in ("average", "translate", "cutout") if not 0 <= getattr(self, name) <= 1]
         wrong += ["lr"] * (not self.lr > 0) + ["r1"] * (not self.r1 >= 0) + ["color"] * (not 0 <= self.color <= 1)
@@ -78,7 +83,7 @@ class GanTraining:
         Args:
             images: uint8 [N, C, H, W], C being 1 or 3; at least two.
             config: of the training.
-            encoder: gives the features; of C channels.
+            encoder: gives the features that images are clustered and compared by; of C channels.
 
         Raises:
             ConfigError: for a configuration or images out of range.
@@ -91,12 +96,16 @@ class GanTraining:
         self._batch = min(config.batch_size, len(images))
         try:
             channels, height, width = images.shape[1:]
-            sizes = GeneratorConfig(channels, height, width, config.latent, config.features)
+            clusters = max(1, min(config.clusters, len(images) // _PER_CLUSTER))
+            sizes = GeneratorConfig(channels, height, width, config.latent, config.features, clusters)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self._generator, self._discriminator = Generator(sizes), Discriminator(sizes)
+        self._real_features = encoder.embed(images)
+        self._clusters = _cluster(self._real_features, clusters, config.seed)
+        self._generator.shares = self._clusters.bincount(minlength=clusters) / len(images)
         for network in (self._generator, self._discriminator):
             network.to(memory_format=torch.channels_last)
         self.generator = copy.deepcopy(self._generator).eval().requires_grad_(False)
@@ -114,7 +123,6 @@ class GanTraining:
             for name in ("generator", "discriminator")
         }
         self._transform = gan_transform(config.translate, config.cutout, config.color, config.seed)
-        self._real_features: Tensor | None = None
         self.steps = config.steps
         self.step = 0
         self.losses: list[tuple[float, float]] = []
@@ -171,12 +179,14 @@ class GanTraining:
         return True
 
     def _train_step(self) -> tuple[float, float]:
-        made = self._generator(self._latents())
-        real = self._augment(self._next_images().float() / 255, 0)
+        rows = self._next_rows()
+        clusters = self._clusters[rows]
+        made = self._generator(self._latents(), clusters)
+        real = self._augment(self._images[rows].float() / 255, 0)
         with_r1 = self.config.r1 > 0 and self.step % self.config.r1_every == 0
         real.requires_grad_(with_r1)
-        looks_real = self._discriminator(real)
-        judged = self._discriminator(self._augment(made.detach(), 1))
+        looks_real = self._discriminator(real, clusters)
+        judged = self._discriminator(self._augment(made.detach(), 1), clusters)
         loss = functional.softplus(-looks_real).mean() + functional.softplus(judged).mean()
         total = loss
         if with_r1:
@@ -185,7 +195,7 @@ class GanTraining:
         self._update("discriminator", total)
 
         self._discriminator.requires_grad_(False)
-        generator_loss = functional.softplus(-self._discriminator(self._augment(made, 2))).mean()
+        generator_loss = functional.softplus(-self._discriminator(self._augment(made, 2), clusters)).mean()
         self._update("generator", generator_loss)
         self._discriminator.requires_grad_(True)
         self._move_average()
@@ -214,11 +224,11 @@ class GanTraining:
             else:
                 old.copy_(new)
 
-    def _next_images(self) -> Tensor:
+    def _next_rows(self) -> Tensor:
         epoch, batch = divmod(self.step, len(self._images) // self._batch)
         # The legacy generator: its stream is frozen for all numpy versions.
         order = np.random.RandomState([self.config.seed, epoch]).permutation(len(self._images))
-        return self._images[torch.from_numpy(order[batch * self._batch : (batch + 1) * self._batch])]
+        return torch.from_numpy(order[batch * self._batch : (batch + 1) * self._batch])
 
     def _latents(self) -> Tensor:
         first = self.step * self._batch
@@ -229,8 +239,6 @@ class GanTraining:
         return apply_differentiably(images, self._transform.sample(len(images), size, epoch=self.step, view=view))
 
     def _measure(self) -> None:
-        if self._real_features is None:
-            self._real_features = self._encoder.embed(self._images)
         count = max(2, min(self.config.check_images, len(self._images)))
         made = GeneratedDataset(self.generator, count, self.config.seed).images
         distance = frechet_distance(self._real_features, self._encoder.embed(made))
@@ -245,6 +253,7 @@ class GanTraining:
             for row, state in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{kind}.{row}.{name}": tensor for name, tensor in state.items()}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
+        tensors["clusters"] = self._clusters
         position = {"step": self.step, "seconds": self.seconds, "distances": list(self.distances.items())}
         save_checkpoint(path, tensors, {**description, "gan": asdict(self.config), **position})
 
@@ -266,6 +275,7 @@ class GanTraining:
             prefix = "model."
             models = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
             self._models.load_state_dict(models)
+            self._clusters = tensors["clusters"]
             for kind, optimizer in self._optimizers.items():
                 groups = optimizer.state_dict()["param_groups"]
                 optimizer.load_state_dict({"state": state[kind], "param_groups": groups})
@@ -275,3 +285,17 @@ class GanTraining:
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{path}: the checkpoint is of another model: {error}") from error
         return description
+
+
+def _cluster(features: Tensor, clusters: int, seed: int) -> Tensor:
+    """Which of so many clusters each row belongs to, by k-means of the directions; int64 [N]."""
+    if clusters == 1:
+        return torch.zeros(len(features), dtype=torch.int64)
+    with run_extra():
+        from sklearn.cluster import KMeans
+        from sklearn.exceptions import ConvergenceWarning
+    means = KMeans(clusters, n_init=1, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of images that are equal: some clusters stay empty
+        found = means.fit_predict(functional.normalize(features, dim=1).numpy())
+    return torch.from_numpy(found).long()

@@ -100,12 +100,12 @@ def augment_apply(
         resize: of the crop, ``"bilinear"`` or ``"bicubic"``, with antialias.
         erase: what an erased box shows unless its row says noise, one value or one per channel in the output's units;
             ``None`` is 0.
-        out: what to write into, [B, C, *size], contiguous, on ``images``' device and of ``dtype`` (by default its own),
-            sharing no memory with ``images``. A large output that is used again saves as much time as the kernel takes:
-            the system need not find and clear new pages.
+        out: what to write into, [B, C, *size], contiguous or channels_last, on ``images``' device and of ``dtype`` (by
+            default its own), sharing no memory with ``images``. A large output that is used again saves as much time
+            as the kernel takes: the system need not find and clear new pages.
 
     Returns:
-        [B, C, *size], contiguous; ``out`` where it was given.
+        [B, C, *size]; ``out`` where it was given, else contiguous.
 
     Raises:
         TypeError: for an argument of the wrong type or dtype.
@@ -267,10 +267,11 @@ def _check_out(
     if not isinstance(out, Tensor):
         raise TypeError(f"{name}: {argument} must be a Tensor, got {type(out).__name__}")
     want = [*images.shape[:2], *size]
-    if list(out.shape) != want or out.dtype != dtype or out.device != images.device or not out.is_contiguous():
+    dense = out.is_contiguous() or (out.dim() == 4 and out.is_contiguous(memory_format=torch.channels_last))
+    if list(out.shape) != want or out.dtype != dtype or out.device != images.device or not dense:
         raise ValueError(
-            f"{name}: {argument} must be contiguous {want} of {dtype} on {images.device}, got "
-            f"{'' if out.is_contiguous() else 'strided '}{list(out.shape)} of {out.dtype} on {out.device}"
+            f"{name}: {argument} must be contiguous or channels_last {want} of {dtype} on {images.device}, got "
+            f"{'' if dense else 'strided '}{list(out.shape)} of {out.dtype} on {out.device}"
         )
 
 

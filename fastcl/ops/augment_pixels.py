@@ -62,13 +62,23 @@ def check_rows(
         )
 
 
-def _crop_resize_flip(image: Tensor, p: SimpleNamespace, size: tuple[int, int], mode: str) -> Tensor:
+def _resize(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    if tuple(image.shape[1:]) == size:
+        return image
+    if size[1] == 1:  # torch 2.14 resizes wrongly to one column, but rightly to one row
+        return functional.interpolate(image.mT[None], (1, size[0]), mode=mode, antialias=True)[0].mT
+    return functional.interpolate(image[None], size, mode=mode, antialias=True)[0]
+
+
+def _crop_resize_flip(image: Tensor, p: SimpleNamespace, size: tuple[int, int], mode: str, bound: float) -> Tensor:
     top, left, height, width = (int(v) for v in (p.crop_top, p.crop_left, p.crop_height, p.crop_width))
     image = image[:, top : top + height, left : left + width]
-    if (height, width) != size and size[1] == 1:  # torch 2.14 resizes wrongly to one column, but rightly to one row
-        image = functional.interpolate(image.mT[None], (1, size[0]), mode=mode, antialias=True)[0].mT
-    elif (height, width) != size:
-        image = functional.interpolate(image[None], size, mode=mode, antialias=True)[0]
+    if mode == "bicubic" and bound == 255:
+        # The cubic filter overshoots: bytes are cut off between the directions and after them, as in torchvision.
+        for one in ((height, size[1]), size):
+            image = _resize(image, one, mode).clamp(0, bound)
+    else:
+        image = _resize(image, size, mode)
     flipped = [dim for dim, flip in ((1, p.vflip), (2, p.hflip)) if flip]
     return image.flip(flipped)
 
@@ -232,9 +242,7 @@ def apply_out_reference(
     working = torch.float64 if images.dtype == torch.float64 else torch.float32
     for image, row, view in zip(images, params.tolist(), out, strict=True):
         p = SimpleNamespace(**dict(zip(PARAM_NAMES, row, strict=True)))
-        value = _crop_resize_flip(image.to(working), p, (height, width), resize)
-        if resize == "bicubic" and bound == 255:
-            value = value.clamp(0, bound)
+        value = _crop_resize_flip(image.to(working), p, (height, width), resize, bound)
         if tuple(row[6:15]) != IDENTITY_MAP:
             value = _warp(value, p, interpolation == "nearest", fill)
         value = _color(value, p, bound)

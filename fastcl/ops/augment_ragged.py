@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fastcl.ops import augment_pixels as pixels
 from fastcl.ops.augment import _check_draw, _check_dtype, _check_how, _check_out, _check_view
@@ -72,7 +73,8 @@ def augment_views_ragged(
 
     Args:
         images: the batch.
-        params: one table for each view, float32 [n, len(PARAM_NAMES)], as :func:`augment_sample_ragged` gives it.
+        params: one table for each view, float32 [n, len(PARAM_NAMES)], as :func:`augment_sample_ragged` gives it for
+            ``images.whole_shapes``.
         sizes: as :func:`augment_views`'s, as are those below.
         interpolation: see sizes.
         fill: see sizes.
@@ -111,6 +113,9 @@ def augment_views_ragged(
         out = [like.new_empty((*like.shape[:2], *size), dtype=dtype) for size in sizes]
     for view, (tensor, size) in enumerate(zip(out, sizes, strict=True)):
         _check_out(name, f"out[{view}]", like, size, dtype, tensor)
+    if images.boxes is not None:
+        corners = functional.pad(images.boxes[:, :2].to(torch.float32), (0, len(PARAM_NAMES) - 2))
+        params = [table - corners for table in params]  # the crop comes first: top and left
     op("augment_views_ragged", images.data)(images.data, images.offsets, images.shapes, params, *how, list(out))
     return list(out)
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from fastcl.ops.augment import INTERPOLATIONS
 from fastcl.ops.augment_table import COLOR_OPS, PARAM_NAMES, _sin_cos
-from fastcl.transforms.compose import Alternatives, OwnDraws, Pass, Size
+from fastcl.transforms.compose import Alternatives, OwnDraws
 from fastcl.transforms.containers import Container
 from fastcl.transforms.geometry import put_map
+from fastcl.transforms.passes import Pass, Size
 from fastcl.transforms.single import _interpolation
 
 # The ops in torchvision's order.

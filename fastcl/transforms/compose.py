@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -15,231 +12,16 @@ from torch.utils.data import get_worker_info
 
 from fastcl.ops.augment import _check_images, augment_apply, augment_sample, augment_views
 from fastcl.ops.augment_ragged import augment_sample_ragged, augment_views_ragged
-from fastcl.ops.augment_table import FLIP_AT, IDENTITY_RECIPE, PARAM_NAMES, RECIPE_NAMES, uniforms
+from fastcl.ops.augment_table import CROPS, FLIP_AT, IDENTITY_RECIPE, PARAM_NAMES, RECIPE_NAMES, uniforms
 from fastcl.ragged import RaggedBatch
+from fastcl.transforms.passes import Branching, Pass, Size, as_list
 
-Size = tuple[int, int]  # height, width
 Alternatives = list[tuple[float, list["Transform"]]]  # the probability of each, and what it does in turn
-# The order of a pass. Flips stand before the warp or after the quarter turns, and commute with all but geometry and
-# erase.
-STAGES = (
-    *("crop", "warp", "rot90", "jitter", "grayscale", "blur", "sharpen", "invert", "posterize", "solarize"),
-    *("autocontrast", "equalize", "normalize", "erase"),
-)
-_MOST_VARIANTS = 64  # recipes of one pass
 _FLIPS = [PARAM_NAMES.index(name) for name in ("hflip", "vflip")]
 _FLIPS_AT = [RECIPE_NAMES.index(name) for name in ("hflip_at", "vflip_at")]
 _MAP = slice(PARAM_NAMES.index("map_0"), PARAM_NAMES.index("map_8") + 1)
 _OWN_BLOCKS, _OUTSIDE_BLOCKS = 128, 192  # the recipe's draws take the blocks of numbers before
-
-
-@dataclass
-class Branching:
-    """A draw between alternatives for each image, and what each of them adds to a pass.
-
-    Attributes:
-        number: of the draw.
-        weights: the alternatives' probabilities.
-        before: the stages that were taken before.
-        recipes: entries that an alternative changes.
-        has: the stages that an alternative takes.
-    """
-
-    number: int
-    weights: list[float]
-    before: set[str]
-    recipes: list[dict[str, float]]
-    has: list[set[str]]
-
-
-@dataclass(frozen=True)
-class Own:
-    """A transform of a pass that draws by itself.
-
-    Attributes:
-        transform: the transform.
-        p: its probability.
-        floats: whether a ToDtype stands before it.
-        when: the place of a branching in the pass, and its alternative for which it happens; None for all images.
-    """
-
-    transform: OwnDraws
-    p: float
-    floats: bool
-    when: tuple[int, int] | None = None
-
-
-@dataclass
-class Pass:
-    """One fused pass: what transforms have put into it. They add themselves in order; see :meth:`Transform.add_to`.
-
-    Attributes:
-        recipe: entries of RECIPE_NAMES that differ from the identity's.
-        size: of the output, or what gives it for an input's; None keeps it.
-        interpolation: of the warp.
-        resize: the crop's interpolation.
-        fill: what the warp shows outside the image, in the units of the images where it stands.
-        warps_floats: whether a ToDtype stands before the warp.
-        mean: of the normalisation, with std; None for none.
-        std: see mean.
-        dtype: of the output; None keeps the input's.
-        unscaled: whether uint8 becomes floats from 0 to 255 instead of 0 to 1.
-        erase: what an erased box shows, in the units of the images where it stands.
-        transforms: what is in it.
-        has: the stages that are taken, for some images at least.
-        branchings: what differs from image to image beyond the recipe's own draws.
-        own: transforms that write into the drawn table.
-        outside: a transform that comes before the fused op; its columns follow the op's.
-    """
-
-    recipe: dict[str, float] = field(default_factory=dict)
-    size: Callable[[Size], Size] | Size | None = None
-    interpolation: str = "nearest"
-    resize: str = "bilinear"
-    fill: list[float] | None = None
-    warps_floats: bool = False
-    mean: list[float] | None = None
-    std: list[float] | None = None
-    dtype: torch.dtype | None = None
-    unscaled: bool = False
-    erase: list[float] | None = None
-    transforms: list[Transform] = field(default_factory=list)
-    has: set[str] = field(default_factory=set)
-    branchings: list[Branching] = field(default_factory=list)
-    own: list[Own] = field(default_factory=list)
-    outside: Own | None = None
-
-    @property
-    def param_names(self) -> tuple[str, ...]:
-        """The columns of its table."""
-        return (*PARAM_NAMES, *(self.outside.transform.columns if self.outside else ()))
-
-    def take(self, stage: str, commutes: Sequence[str] = ()) -> bool:
-        """Takes a stage for a transform, unless it or a later one that it does not commute with is taken."""
-        if self.has & {*STAGES[STAGES.index(stage) :]} - {*commutes}:
-            return False
-        self.has.add(stage)
-        return True
-
-    def take_flip(self, name: str, p: float) -> bool:
-        """Takes a flip: it commutes with all that is not geometry, and crop and warp can absorb it."""
-        if self.has & {name, "erase"}:
-            return False
-        at = "after_warp" if self.has & {"warp", "rot90"} else "after_crop"
-        self.has |= {name, "late_flip"} if at == "after_warp" else {name}
-        self.recipe |= {f"{name}_p": p, f"{name}_at": float(FLIP_AT.index(at))}
-        return True
-
-    def take_warp(self, interpolation: str, fill: float | Sequence[float] | None) -> bool:
-        """Takes the warp."""
-        if not self.take("warp"):
-            return False
-        self.interpolation, self.fill, self.warps_floats = interpolation, as_list(fill), self.floats
-        return True
-
-    def take_own(self, transform: OwnDraws, p: float) -> None:
-        """Lets a transform that has taken its stages write into the drawn table."""
-        self.own.append(Own(transform, p, self.floats))
-
-    def take_outside(self, transform: OwnDraws, p: float) -> bool:
-        """Takes what comes before the fused op: nothing may have gone before."""
-        if self.has or self.outside:
-            return False
-        self.has.add("outside")
-        self.outside = Own(transform, p, self.floats)
-        return True
-
-    @property
-    def floats(self) -> bool:
-        """Whether uint8 images have become floats so far."""
-        return self.dtype is not None and self.dtype != torch.uint8
-
-    def take_crop(self, size: Callable[[Size], Size] | Size) -> bool:
-        """Takes the crop or resize: only flips may have gone before."""
-        if self.branchings or not self.take("crop"):
-            return False
-        self.recipe |= {f"{name}_at": float(FLIP_AT.index("before_crop")) for name in ("hflip", "vflip")}
-        self.size = size
-        return True
-
-    def add_branch(self, branching: Branching, alternative: int, step: Transform) -> bool:
-        """Adds a step of one alternative of a branching; False where it cannot follow what is there.
-
-        Raises:
-            ValueError: where the step cannot be left to chance.
-        """
-        own = next((known for known in self.branchings if known.number == branching.number), None)
-        if own is None:
-            variants = math.prod(len(known.weights) for known in self.branchings) * len(branching.weights)
-            if self.branchings and variants > _MOST_VARIANTS:
-                return False
-            empty = [dict[str, float]() for _ in branching.weights]
-            own = replace(branching, before=set(self.has), recipes=empty, has=[set() for _ in branching.weights])
-        before = own.before | own.has[alternative]
-        trial = replace(self, recipe=self.recipe | own.recipes[alternative], has=before, own=[])
-        if not step.add_to(trial):
-            return False
-        for name in ("size", "mean", "std", "dtype", "unscaled"):
-            if getattr(trial, name) != getattr(self, name):
-                raise ValueError(f"Compose: {type(step).__name__} cannot be left to chance within a batch")
-        for stage, shared in (("warp", ("interpolation", "fill", "warps_floats")), ("erase", ("erase",))):
-            others = stage in self.has and stage in trial.has
-            if others and any(getattr(trial, name) != getattr(self, name) for name in shared):
-                return False
-            for name in shared:
-                setattr(self, name, getattr(trial, name))
-        own.recipes[alternative] = {k: v for k, v in trial.recipe.items() if self.recipe.get(k) != v}
-        own.has[alternative] = trial.has - own.before
-        self.has |= trial.has
-        if own not in self.branchings:
-            self.branchings.append(own)
-        when = (self.branchings.index(own), alternative)
-        self.own += [replace(drawn, when=when) for drawn in trial.own]
-        if trial.outside is not self.outside:
-            assert trial.outside is not None
-            self.outside = replace(trial.outside, when=when)
-        return True
-
-    def recipes(self, number: int) -> tuple[Tensor, Tensor]:
-        """The different recipes of the pass of this number, and which of them holds for the alternatives drawn.
-
-        Returns:
-            float64 [recipes, len(RECIPE_NAMES)], and int64 [len(weights) of each branching].
-        """
-        rows: list[list[float]] = []
-        which = []
-        for chosen in itertools.product(*(branching.recipes for branching in self.branchings)):
-            values = {**IDENTITY_RECIPE, **self.recipe, "pass": float(number)}
-            for changes in chosen:
-                values |= changes
-            row = [values[name] for name in RECIPE_NAMES]
-            if row not in rows:
-                rows.append(row)
-            which.append(rows.index(row))
-        shape = [len(branching.weights) for branching in self.branchings]
-        return torch.tensor(rows, dtype=torch.float64, device="cpu"), torch.tensor(which, device="cpu").reshape(shape)
-
-    def output_size(self, size: Size | Tensor) -> Size:
-        """Height and width that come out where those of `size` go in; a Tensor is a RaggedBatch's shapes.
-
-        Raises:
-            ValueError: where images of different sizes stay so.
-        """
-        if self.outside and isinstance(size, Tensor):
-            raise ValueError(
-                f"Compose: images of different sizes need a crop or resize before {self.outside.transform}"
-            )
-        if isinstance(self.size, tuple):
-            return self.size
-        if not isinstance(size, Tensor):
-            return self.size(size) if self.size else size
-        sizes = {self.output_size((height, width)) for height, width, _ in size.tolist()}
-        if len(sizes) > 1:
-            raise ValueError(
-                "Compose: images of different sizes need a crop or resize to one (height, width) in their first pass, "
-                f"got {len(sizes)} sizes after {self.transforms}"
-            )
-        return sizes.pop() if sizes else (1, 1)
+_CACHED_VALUES = 1 << 17  # of images: a few tensors of so many floats stay in the second-level cache
 
 
 class Transform:
@@ -336,16 +118,9 @@ def require_transforms(owner: str, transforms: Sequence[Any], composes: bool = T
     return list(transforms)
 
 
-def as_list(value: float | Sequence[float] | None) -> list[float] | None:
-    """One number or one per channel as a list; None stays."""
-    if value is None:
-        return None
-    return [float(value)] if isinstance(value, (int, float)) else [float(v) for v in value]
-
-
 def size_of(images: Tensor | RaggedBatch) -> Size | Tensor:
     """Height and width of a batch [B, C, H, W]; the shapes of images of different sizes."""
-    return images.shapes if isinstance(images, RaggedBatch) else (images.shape[2], images.shape[3])
+    return images.whole_shapes if isinstance(images, RaggedBatch) else (images.shape[2], images.shape[3])
 
 
 def as_batch(images: Any) -> tuple[Tensor | RaggedBatch, bool]:
@@ -456,8 +231,8 @@ class Compose:
                 depend on (seed, epoch, index, view) alone. Without, a counter runs on, so that each call draws anew.
             epoch: changes all draws.
             view: likewise, for several views of one image.
-            out: a contiguous tensor of the result's shape and dtype to write into, as an earlier call gave it: large
-                results that are made anew cost as much again in fresh memory.
+            out: a tensor of the result's shape and dtype to write into, contiguous or channels_last: large results that
+                are made anew cost as much again in fresh memory.
 
         Returns:
             [B, C, height, width] or [C, height, width], of the images' dtype, ToDtype's, or float32 after Normalize;
@@ -531,12 +306,11 @@ class Compose:
             size = plan.output_size(size_of(value))
             outside_fill = how.pop("outside_fill", None)
             if plan.outside and isinstance(value, Tensor):
-                name = type(plan.outside.transform).__name__
-                _check_images(name, value)
+                _check_images("transforms", value)
                 if single and plan.outside.transform.needs_batch:
+                    name = type(plan.outside.transform).__name__
                     raise ValueError(f"{name}: images must be a batch [B, C, H, W], got one image")
-                value = value / 255 if value.dtype == torch.uint8 else value
-                value = plan.outside.transform.outside(value, table[:, len(PARAM_NAMES) :], outside_fill)
+                value = _outside(plan.outside.transform, value, table[:, len(PARAM_NAMES) :], outside_fill)
                 table = table[:, : len(PARAM_NAMES)].contiguous()
             if isinstance(value, RaggedBatch):
                 value = augment_views_ragged(value, [table], [size], **how, out=None if into is None else [into])[0]
@@ -644,6 +418,24 @@ class Compose:
         return tables[0] if len(tables) == 1 else torch.cat(tables, dim=1)
 
 
+def _outside(transform: OwnDraws, images: Tensor, params: Tensor, fill: list[float] | None) -> Tensor:
+    """What a transform that comes before the fused op makes of images: floats from 0 to 1.
+
+    On the CPU only where something happens, and so few at a time that they stay in the cache through its many steps.
+    """
+    floats = images / 255 if images.dtype == torch.uint8 else images
+    if transform.needs_batch:
+        return transform.outside(floats, params, fill)
+    neutral = torch.tensor([*transform.columns.values()], dtype=params.dtype, device=params.device)
+    changed = (params != neutral).any(1)
+    if images.device.type != "cpu" or torch.compiler.is_compiling():
+        return torch.where(changed[:, None, None, None], transform.outside(floats, params, fill), floats)
+    out = floats.clone() if floats is images else floats
+    for rows in changed.nonzero()[:, 0].split(max(1, _CACHED_VALUES // images.shape[1:].numel())):
+        out[rows] = transform.outside(floats[rows], params[rows], fill)
+    return out
+
+
 def _sample_pass(recipe: Tensor, index: Tensor, size: Size | Tensor, out_size: Size, stream: dict[str, int]) -> Tensor:
     """One table for one recipe."""
     if isinstance(size, Tensor):
@@ -688,6 +480,8 @@ def draw_views(
         The views.
     """
     batch, single = as_batch(images)
+    if isinstance(batch, Tensor):
+        _check_images("transforms", batch)
     size = size_of(batch)
     numbers: dict[int, tuple[Tensor, int]] = {}
     tables = []
@@ -710,3 +504,42 @@ def draw_views(
         transform.apply(image, table, out=view)
         for (transform, _), table, view in zip(views, tables, given, strict=True)
     ]
+
+
+def crops_first(transform: Compose) -> bool:
+    """Whether it looks at no more of an image than a crop that it draws."""
+    first = transform.passes[0]
+    return first.outside is None and first.recipe.get("crop", 0.0) != CROPS.index("whole")
+
+
+def crop_of_views(
+    views: Sequence[tuple[Compose, int]], seeds: Sequence[int], index: int, size: Size, epoch: int
+) -> tuple[int, ...]:
+    """The smallest box that holds the crops of all views of one image.
+
+    Args:
+        views: as :func:`draw_views`'s, all of which :func:`crops_first`.
+        seeds: one for each view, in place of its transform's.
+        index: the image's sample number.
+        size: its height and width.
+        epoch: as in a :class:`Compose`'s call.
+
+    Returns:
+        Top, left, height and width, in pixels.
+    """
+    numbers = torch.tensor([index], dtype=torch.int64, device="cpu")
+    boxes = []
+    for (transform, view), seed in zip(views, seeds, strict=True):
+        stream = {"seed": seed, "epoch": epoch, "view": view}
+        recipe, out_size = transform.recipe[0], transform.passes[0].output_size(size)
+        boxes.append(augment_sample(recipe, numbers, **stream, size=size, out_size=out_size)[0, :4].tolist())
+    top, left, bottom, right = (
+        int(end(values))
+        for end, values in (
+            (min, [top for top, _, _, _ in boxes]),
+            (min, [left for _, left, _, _ in boxes]),
+            (max, [top + height for top, _, height, _ in boxes]),
+            (max, [left + width for _, left, _, width in boxes]),
+        )
+    )
+    return top, left, bottom - top, right - left

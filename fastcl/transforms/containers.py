@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from fastcl.transforms.compose import Alternatives, Pass, Transform, require_transforms, sequence_alternatives
+from fastcl.transforms.compose import Alternatives, Transform, require_transforms, sequence_alternatives
+from fastcl.transforms.passes import Pass
 
 _MOST_ORDERED = 5  # transforms; all their orders are recipes of their own
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from fastcl.transforms.compose import Pass, Transform
+from fastcl.transforms.compose import Transform
+from fastcl.transforms.passes import Pass
 from fastcl.transforms.single import _probability, _range
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from types import MappingProxyType
@@ -13,7 +14,8 @@ from torch.nn import functional
 
 from fastcl.ops.augment import INTERPOLATIONS
 from fastcl.ops.augment_table import PARAM_NAMES, _sin_cos, philox
-from fastcl.transforms.compose import OwnDraws, Pass, Size
+from fastcl.transforms.compose import OwnDraws
+from fastcl.transforms.passes import Pass, Size
 from fastcl.transforms.single import _interpolation, _probability, _symmetric
 
 _MAP = PARAM_NAMES.index("map_0")
@@ -35,31 +37,25 @@ def _positions(size: Size, like: Tensor) -> tuple[Tensor, Tensor]:
     return x[None], y[:, None]
 
 
-def _resample(
-    owner: str,
-    images: Tensor,
-    x: Tensor,
-    y: Tensor,
-    unchanged: Tensor,
-    interpolation: str,
-    fill: list[float] | None,
-) -> Tensor:
-    """The images at positions [B, H, W] from their middles, in pixels; those that are `unchanged`, [B], stay.
+def _resample(owner: str, images: Tensor, x: Tensor, y: Tensor, interpolation: str, fill: list[float] | None) -> Tensor:
+    """The images at positions [B, H, W] from their middles, in pixels.
 
     As torchvision's warps: what lies outside is 0, and at a bilinear border the fill weighs by what is missing.
     """
     channels, height, width = images.shape[1:]
     if fill is not None and len(fill) not in (1, channels):
         raise ValueError(f"{owner}: fill must have 1 or {channels} values, got {len(fill)}")
-    grid = torch.stack([x * (2 / width), y * (2 / height)], dim=3)
-    with_mask = images if fill is None else torch.cat([images, torch.ones_like(images[:, :1])], 1)
-    out = functional.grid_sample(with_mask, grid, mode=interpolation, padding_mode="zeros", align_corners=False)
-    if fill is not None:
-        background = torch.tensor(fill, dtype=images.dtype, device=images.device)[:, None, None]
-        out, mask = out[:, :-1], out[:, -1:]
-        nearest = interpolation == "nearest"
-        out = torch.where(mask < 0.5, background, out) if nearest else out.sub_(background).mul_(mask).add_(background)
-    return torch.where(unchanged[:, None, None, None], images, out)
+    grid = images.new_empty(*x.shape, 2)
+    grid[..., 0], grid[..., 1] = x * (2 / width), y * (2 / height)
+    how: dict[str, Any] = {"mode": interpolation, "padding_mode": "zeros", "align_corners": False}
+    out = functional.grid_sample(images, grid, **how)
+    if fill is None:
+        return out
+    mask = functional.grid_sample(images.new_ones(1, 1, height, width).expand(len(images), -1, -1, -1), grid, **how)
+    background = torch.tensor(fill, dtype=images.dtype, device=images.device)[:, None, None]
+    if interpolation == "nearest":
+        return torch.where(mask < 0.5, background, out)
+    return out.sub_(background).mul_(mask).add_(background)
 
 
 class RandomCube(OwnDraws):
@@ -178,8 +174,7 @@ class RandomSpherize(OwnDraws):
         x, y = _positions((images.shape[2], images.shape[3]), images)
         strength = params[:, 0, None, None].to(images.dtype)
         share = self._bulge(x, y, strength) if self.kind == "bulge" else self._fisheye(x, y, strength)
-        owner, still = type(self).__name__, params[:, 0] == 0
-        return _resample(owner, images, x * share, y * share, still, self.interpolation, fill)
+        return _resample(type(self).__name__, images, x * share, y * share, self.interpolation, fill)
 
     @staticmethod
     def _bulge(x: Tensor, y: Tensor, strength: Tensor) -> Tensor:
@@ -254,38 +249,47 @@ class ElasticTransform(OwnDraws):
             float32 [B, H, W, 2], x and y in halves of the image's width and height: torchvision's displacement.
         """
         height, width = size
-        pixel = torch.arange(-(-height * width // 2), device=params.device)[None]  # a pair of pixels to a block
-        zero = torch.zeros_like(pixel)
-        words = torch.stack(philox([pixel, params[:, :1].to(torch.int64), zero, zero], [0, 1]), dim=1)
-        noise = (words >> 8).to(torch.float32) * 2.0**-23 - 1  # [B, 4, pairs]
+        x, y = self._shifts(params, size)
+        return torch.stack([x * (2 / width), y * (2 / height)], dim=3)
+
+    def _shifts(self, params: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+        """The same as x and y in pixels, [B, H, W] each."""
+        height, width = size
+        block = torch.arange(-(-height * width // 4), device=params.device)[None]  # of four pixels, 16 bits for an axis
+        zero = torch.zeros_like(block)
+        words = torch.stack(philox([block, params[:, :1].to(torch.int64), zero, zero], [0, 1]), dim=1)
         shifts = []
-        for axis, side in ((0, width), (1, height)):
-            plane = noise[:, 2 * axis : 2 * axis + 2].flatten(1)[:, : height * width].reshape(-1, height, width)
+        for axis, bits in enumerate((words & 0xFFFF, words >> 16)):
+            noise = bits.to(torch.float32).add_(0.5).mul_(2.0**-15).sub_(1)
+            plane = noise.flatten(1)[:, : height * width].reshape(-1, height, width)
             if self.sigma[axis] > 0:
+                blur_matrix = _blur_matrix if torch.compiler.is_compiling() else _kept_blur_matrix
                 radius = (int(8 * self.sigma[axis] + 1) | 1) // 2
                 rows, columns = (
-                    _blur_matrix(n, radius, sigma, plane).expand(len(plane), -1, -1)
+                    blur_matrix(n, radius, sigma, plane.device).expand(len(plane), -1, -1)
                     for n, sigma in ((height, self.sigma[1]), (width, self.sigma[0]))
                 )
                 plane = rows.bmm(plane).bmm(columns.mT)
-            shifts.append(plane * (self.alpha[axis] / side))
-        return torch.stack(shifts, dim=3)
+            shifts.append(plane * (self.alpha[axis] / 2))
+        return shifts[0], shifts[1]
 
     def outside(self, images: Tensor, params: Tensor, fill: list[float] | None) -> Tensor:
         """See :meth:`OwnDraws.outside`."""
         height, width = images.shape[2:]
         x, y = _positions((height, width), images)
-        shift = self.displacement(params, (height, width)).to(images.dtype)
-        shifted = x + shift[..., 0] * (width / 2), y + shift[..., 1] * (height / 2)
-        return _resample(type(self).__name__, images, *shifted, params[:, 0] == 0, self.interpolation, fill)
+        shift_x, shift_y = (shift.to(images.dtype) for shift in self._shifts(params, (height, width)))
+        return _resample(type(self).__name__, images, x + shift_x, y + shift_y, self.interpolation, fill)
 
 
-def _blur_matrix(n: int, radius: int, sigma: float, like: Tensor) -> Tensor:
-    """What blurs n pixels, reflected at both ends as often as it takes: [n, n]."""
-    offset = torch.arange(-radius, radius + 1, device=like.device)
+def _blur_matrix(n: int, radius: int, sigma: float, device: torch.device) -> Tensor:
+    """What blurs n pixels, reflected at both ends as often as it takes: float32 [n, n]."""
+    offset = torch.arange(-radius, radius + 1, device=device)
     weight = torch.softmax(-(offset.double() ** 2) / (2 * sigma * sigma), dim=0)
     period = max(2 * n - 2, 1)
-    at = (torch.arange(n, device=like.device)[:, None] + offset).remainder(period)
+    at = (torch.arange(n, device=device)[:, None] + offset).remainder(period)
     at = torch.minimum(at, period - at)
-    matrix = torch.zeros(n, n, dtype=torch.float64, device=like.device)
-    return matrix.scatter_add_(1, at, weight.expand(n, -1)).to(like.dtype)
+    matrix = torch.zeros(n, n, dtype=torch.float64, device=device)
+    return matrix.scatter_add_(1, at, weight.expand(n, -1)).to(torch.float32)
+
+
+_kept_blur_matrix = functools.lru_cache(maxsize=16)(_blur_matrix)

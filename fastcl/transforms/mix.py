@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fastcl.ops.augment_table import PARAM_NAMES
-from fastcl.transforms.compose import Compose, OwnDraws, Pass, Size, as_batch, size_of
+from fastcl.transforms.compose import Compose, OwnDraws, as_batch, size_of
+from fastcl.transforms.passes import Pass, Size
 
 _TRIES = 8  # of a gamma's draw; all fail once in 10^10
 _GAMMA_DRAWS = 3 * _TRIES + 1

@@ -82,11 +82,15 @@ class MultiViewTransform:
         Returns:
             The views in the groups' order, each [B, C, height, width] (without B for one image).
         """
-        count = sum(number for _, number in self.groups)
-        if out is not None and len(out) != count:
-            raise ValueError(f"{type(self).__name__}: out must have {count} tensors, got {len(out)}")
+        views = self.numbered_views()
+        if out is not None and len(out) != len(views):
+            raise ValueError(f"{type(self).__name__}: out must have {len(views)} tensors, got {len(out)}")
+        return draw_views(views, images, index, epoch, out)
+
+    def numbered_views(self) -> list[tuple[Compose, int]]:
+        """The :class:`Compose` of each view in turn, and the view's number."""
         views = [transform for transform, number in self.groups for _ in range(number)]
-        return draw_views([(transform, view) for view, transform in enumerate(views)], images, index, epoch, out)
+        return [(transform, number) for number, transform in enumerate(views)]
 
     def __repr__(self) -> str:
         parts = "; ".join(f"{number} view{'s' * (number > 1)} of {transform!r}" for transform, number in self.groups)

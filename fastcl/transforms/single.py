@@ -10,7 +10,8 @@ import torch
 
 from fastcl.ops.augment import OUTPUT_DTYPES, RESIZES
 from fastcl.ops.augment_table import CROPS
-from fastcl.transforms.compose import Pass, Size, Transform
+from fastcl.transforms.compose import Transform
+from fastcl.transforms.passes import Pass, Size
 
 Range = tuple[float, float]
 
@@ -378,6 +379,8 @@ class ColorJitter(Transform):
 
     def add_to(self, plan: Pass, p: float = 1.0) -> bool:
         """See :meth:`Transform.add_to`."""
+        if self.brightness is self.contrast is self.saturation is self.hue is None:
+            return True  # changes nothing, wherever it stands
         if not plan.take("jitter"):
             return False
         plan.recipe["jitter_p"] = p
