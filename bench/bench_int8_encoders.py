@@ -1,4 +1,4 @@
-"""Whole encoders in int8 beside the same in fp32 and bf16 eager, and in onnxruntime, in turn: see ``side_by_side``.
+"""Whole encoders in int8 beside the same in fp32 and bf16 eager, and in onnxruntime, in turn: see ``in_turn``.
 
 onnxruntime's int8 is its own quantiser's: static QDQ, per channel, calibrated on the same images. Random weights.
 """
@@ -6,6 +6,7 @@ onnxruntime's int8 is its own quantiser's: static QDQ, per channel, calibrated o
 from __future__ import annotations
 
 import copy
+import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcl.encoder import Encoder, EncoderConfig
+from fastcl.export import export_onnx
 from fastcl.quant import QuantConfig, fold_batchnorm_, quantize_
 
 
@@ -52,10 +54,7 @@ def onnxruntime(model: nn.Module, x: Tensor, peer: Callable[[str], Any], int8: b
     options.intra_op_num_threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "float.onnx"
-        try:
-            torch.onnx.export(model, (x,), path, dynamo=True, verbose=False, external_data=False)
-        except torch.onnx.errors.OnnxExporterError:
-            pytest.skip("torch.onnx has no form of this model, such as nn.AdaptiveMaxPool2d's")
+        export_onnx(model, torch.cat([x, x])[: max(2, len(x))], path)
         if int8:
             quantization = peer("onnxruntime.quantization")
             onnx.save(onnx.shape_inference.infer_shapes(onnx.load(path)), path)
@@ -94,18 +93,20 @@ PEERS: dict[str, Callable[..., Callable[[], Any]]] = {
 }
 
 
-@pytest.mark.parametrize("mode", ["dynamic", "static"])
-@pytest.mark.parametrize("name", PEERS)
 @pytest.mark.parametrize("encoder", ENCODERS)
-def bench_encoder(side_by_side, peer, encoder, name, mode):
+def bench_encoder(in_turn, peer, encoder):
     torch.manual_seed(0)
     model, x = ENCODERS[encoder]()
     model.eval()
     with torch.inference_mode():
         exact = model(x).double()
     fold_batchnorm_(model)
-    theirs = PEERS[name](model, x, peer)
-    ours = copy.deepcopy(model)
-    quantize_(ours, QuantConfig(mode=mode), calibration=[x] if mode == "static" else None)
     images = x.to(memory_format=torch.channels_last)
-    side_by_side(lambda: ours(images), theirs, exact)
+
+    def ours(mode: str) -> Callable[[], Tensor]:
+        int8 = copy.deepcopy(model)
+        quantize_(int8, QuantConfig(mode=mode), calibration=[x] if mode == "static" else None)
+        return lambda: int8(images)
+
+    peers = {name: functools.partial(PEERS[name], model, x, peer) for name in PEERS}
+    in_turn(encoder, ours("dynamic"), {"ours_static": lambda: ours("static"), **peers}, exact)

@@ -1,8 +1,9 @@
-"""Int8Linear beside ``nn.Linear`` and beside other int8 layers, in turn: see ``side_by_side`` in conftest.py."""
+"""Int8Linear beside ``nn.Linear`` and beside other int8 layers, in turn: see ``in_turn`` in conftest.py."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import shutil
 import subprocess
@@ -60,9 +61,15 @@ def torchao(compiled: bool = False, frozen: bool = False) -> Callable[..., Calla
         quantization.quantize_(model, quantization.Int8DynamicActivationInt8WeightConfig())
         if not compiled:
             return model
-        torch._dynamo.reset()
-        peer("torch._inductor.config").freezing = frozen  # read when the first call compiles
-        return torch.compile(model, dynamic=False)  # type: ignore[no-any-return]
+        torch._dynamo.config.recompile_limit = 100  # a graph for each shape
+        settings = peer("torch._inductor.config")
+        compiled_model = torch.compile(model, dynamic=False)
+
+        def run(x: Tensor) -> Tensor:
+            with settings.patch(freezing=frozen):  # read when the first call compiles
+                return compiled_model(x)
+
+        return run
 
     return make
 
@@ -131,17 +138,20 @@ PEERS = {
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
-@pytest.mark.parametrize("name", PEERS)
-def bench_linear(side_by_side, peer, name, shape):
+def bench_linear(in_turn, peer, shape):
     m, k, n = shape
     torch.manual_seed(0)
     linear = nn.Linear(k, n)
     layer, x = Int8Linear.from_float(linear), torch.randn(m, k)
-    theirs = PEERS[name](linear, peer)
+    half = x.bfloat16()
     exact = x.double() @ linear.weight.detach().double().T + linear.bias.detach().double()
-    if name == "bf16_linear":
-        x = x.bfloat16()
-    side_by_side(lambda: layer(x), lambda: theirs(x), exact)
+
+    def make(name: str) -> Callable[[], Any]:
+        theirs, rows = PEERS[name](linear, peer), half if name == "bf16_linear" else x
+        return lambda: theirs(rows)
+
+    peers = {name: functools.partial(make, name) for name in PEERS}
+    in_turn(str(shape), lambda: layer(x), {"ours_bf16": lambda: lambda: layer(half), **peers}, exact)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -29,19 +31,28 @@ def problem(images: tuple[int, ...], kernel: tuple[int, int], n: int = 37) -> tu
     return torch.randn(images), weight, 0.02 * torch.rand(n), torch.randn(n)
 
 
-def by_unfold(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, activation: str, **geometry) -> Tensor:
+WAYS: dict[str, dict[str, Any]] = {
+    "dynamic": {},
+    "static": {"mode": "static", "x_range": torch.tensor([0.013, 101.0])},  # cuts off what is above 2
+}
+
+
+def by_unfold(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, activation: str, how: dict[str, Any], **geometry: Any
+) -> Tensor:
     """The reference of int8_linear on torch's own patches, whose inputs stand in another order."""
     kernel = weight.shape[1:3]
     sizes = functional.conv2d(x[:1].float(), weight.float().permute(0, 3, 1, 2), **geometry).shape[2:]
     patches = functional.unfold(x.float(), kernel, **geometry).transpose(1, 2)
     with fastcl.use_backend("reference"):
-        rows = int8_linear(patches, weight.permute(0, 3, 1, 2).flatten(1), scale, bias, activation=activation)
+        rows = int8_linear(patches, weight.permute(0, 3, 1, 2).flatten(1), scale, bias, activation=activation, **how)
     return rows.transpose(1, 2).unflatten(2, sizes).to(x.dtype)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("how", WAYS.values(), ids=WAYS.keys())
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_bits_equal_the_reference_on_patches(kernel, case):
+def test_bits_equal_the_reference_on_patches(kernel, how, case):
     if fastcl.backends()["int8_conv2d"]["cpu"] != "native":
         pytest.skip("native kernels were not built: no C++ compiler at install time")
     images, size, geometry = case
@@ -53,19 +64,20 @@ def test_bits_equal_the_reference_on_patches(kernel, case):
             raise
         pytest.skip(f"this machine has no {kernel}")
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        got = int8_conv2d(x.to(dtype), weight, scale, bias, **geometry, activation="relu", packed=packed)
-        want = by_unfold(x.to(dtype), weight, scale, bias, "relu", **geometry)
+        got = int8_conv2d(x.to(dtype), weight, scale, bias, **geometry, activation="relu", packed=packed, **how)
+        want = by_unfold(x.to(dtype), weight, scale, bias, "relu", how, **geometry)
         assert got.dtype == dtype
         assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("how", WAYS.values(), ids=WAYS.keys())
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_layouts_and_paddings(backend, case, layout):
+def test_layouts_and_paddings(backend, case, layout, how):
     images, size, geometry = case
     x, weight, scale, bias = problem(images, size)
-    want = by_unfold(x, weight, scale, bias, "none", **geometry)
-    got = int8_conv2d(x.to(memory_format=layout), weight, scale, bias, **geometry)
+    want = by_unfold(x, weight, scale, bias, "none", how, **geometry)
+    got = int8_conv2d(x.to(memory_format=layout), weight, scale, bias, **geometry, **how)
     assert torch.equal(got, want)
     assert got.is_contiguous(memory_format=torch.channels_last)
     pad = geometry.get("padding", 0)
@@ -73,16 +85,19 @@ def test_layouts_and_paddings(backend, case, layout):
     uneven = functional.pad(x, (1, 0, 0, 2))
     rest = {name: value for name, value in geometry.items() if name != "padding"}
     padded = functional.pad(uneven, (horizontal, horizontal, vertical, vertical))
-    want = by_unfold(padded, weight, scale, bias, "none", **rest)
-    got = int8_conv2d(x, weight, scale, bias, **rest, padding=(horizontal + 1, horizontal, vertical, vertical + 2))
+    want = by_unfold(padded, weight, scale, bias, "none", how, **rest)
+    pads = (horizontal + 1, horizontal, vertical, vertical + 2)
+    got = int8_conv2d(x, weight, scale, bias, **rest, padding=pads, **how)
     assert torch.equal(got, want)
 
 
-def test_a_bad_pixel_spoils_the_patches_that_see_it(backend):
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("how", WAYS.values(), ids=WAYS.keys())
+def test_a_bad_pixel_spoils_the_patches_that_see_it(backend, how, bad):
     x, weight, scale, bias = problem((1, 2, 6, 6), (3, 3))
-    clean = int8_conv2d(x, weight, scale, bias)
-    x[0, 1, 1, 1] = float("nan")
-    got = int8_conv2d(x, weight, scale, bias)
+    clean = int8_conv2d(x, weight, scale, bias, **how)
+    x[0, 1, 1, 1] = bad
+    got = int8_conv2d(x, weight, scale, bias, **how)
     assert got[0, :, :2, :2].isnan().all()
     got[0, :, :2, :2] = clean[0, :, :2, :2]
     assert torch.equal(got, clean)
@@ -99,7 +114,7 @@ def test_gradients_go_straight_through_the_quantiser(backend, case, activation):
     got = int8_conv2d(x, weight, scale, bias, **geometry, activation=activation)
     grad = torch.randn_like(got)
     got = torch.autograd.grad(got, [x, bias], grad)
-    at = by_unfold(x.detach(), weight, scale, bias.detach(), "none", **geometry).double()
+    at = by_unfold(x.detach(), weight, scale, bias.detach(), "none", {}, **geometry).double()
     w = (weight * scale[:, None, None, None]).permute(0, 3, 1, 2).double()
     exact, b = (t.detach().double().requires_grad_() for t in (x, bias))
     pre = functional.conv2d(exact, w, b, **geometry)
@@ -109,14 +124,15 @@ def test_gradients_go_straight_through_the_quantiser(backend, case, activation):
         torch.testing.assert_close(g.double(), e, rtol=1e-5, atol=1e-5)
 
 
-def test_same_bits_for_every_thread_count():
+@pytest.mark.parametrize("how", WAYS.values(), ids=WAYS.keys())
+def test_same_bits_for_every_thread_count(how):
     x, weight, scale, bias = problem((4, 16, 15, 15), (3, 3))
     before = torch.get_num_threads()
     try:
         results = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(int8_conv2d(x, weight, scale, bias, padding=1))
+            results.append(int8_conv2d(x, weight, scale, bias, padding=1, **how))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(result, results[0]) for result in results)
@@ -160,11 +176,53 @@ def test_the_kernel_itself_refuses_what_does_not_fit():
         (rows, W[:, :, :, :1], ones, none, r"x must be \[B, H, W, 1\]"),
         (rows[:, :2], W, ones, none, "at least as large as the kernel"),
         (rows, W, [0, 1], none, "at least 1, got 0"),
-        (rows, W, ones, [0, 0, 0], "padding 4, got 2, 2 and 3"),
+        (rows, W, ones, [0, 0, 0], "padding 4, got 2, 2, 2 and 3"),
         (rows, W, ones, [0, 0, 0, -1], "padding must not be negative"),
     ]:
         with pytest.raises(RuntimeError, match=f"int8_conv2d: .*{message}"):
             torch.ops.fastcl.int8_conv2d(x, weight, S, *[None] * 6, "dynamic", stride, padding, ones, "none")
+
+
+def test_a_packed_layer_gives_the_ops_bits():
+    if fastcl.backends()["int8_conv2d_packed"]["cpu"] != "native":
+        pytest.skip("native kernels were not built: no C++ compiler at install time")
+    run = torch.ops.fastcl.int8_conv2d_packed
+    for shape, kernel, geometry in (
+        ((2, 5, 9, 7), (3, 2), ([1, 2], [1, 0, 2, 1], [2, 1])),
+        ((3, 1, 8, 8), (1, 1), ([2, 2], [0, 0, 0, 0], [1, 1])),
+        ((0, 4, 5, 5), (3, 3), ([1, 1], [1, 1, 1, 1], [1, 1])),
+    ):
+        x, weight, scale, bias = problem(shape, kernel)
+        x = x.to(memory_format=torch.channels_last)
+        block = torch.ops.fastcl.int8_pack_weight(weight.flatten(1), "auto", scale, activation="gelu")
+        stride, padding, dilation = geometry
+        for b in (bias, None):
+            inputs = (x, block, b, len(weight), kernel, *geometry)
+            got, want = run(*inputs), int8_conv2d(x, weight, scale, b, stride, padding, dilation, activation="gelu")
+            assert torch.equal(got, want)
+            assert got.stride() == want.stride()
+            torch.library.opcheck(run.default, inputs)
+
+
+def test_a_packed_layer_that_does_not_fit_is_refused():
+    if fastcl.backends()["int8_conv2d_packed"]["cpu"] != "native":
+        pytest.skip("native kernels were not built: no C++ compiler at install time")
+    block = torch.ops.fastcl.int8_pack_weight(W.flatten(1), "auto", S)
+    images, ones, none = X.to(memory_format=torch.channels_last), [1, 1], [0, 0, 0, 0]
+    for x, packed, n, kernel, message in [
+        (X, block, 3, [3, 3], "channels-last"),
+        (X[0], block, 3, [3, 3], "channels-last"),
+        (images, block, 3, [3, 2], "packed must be"),
+        (images, block, 4, [3, 3], "packed must be"),
+        (images, block, -1, [3, 3], "n must be"),
+        (images, block, 3, [0, 3], "at least 1, got 0"),
+        (images, block, 3, [3], "kernel, stride and dilation must have 2"),
+        (images, block, 3, [2**62, 4], "at least as large"),
+        (images, block[1:], 3, [3, 3], "packed must be"),
+        (images, int8_pack_weight(W.flatten(1)), 3, [3, 3], "packed must be a layer's"),
+    ]:
+        with pytest.raises(RuntimeError, match=f"int8_conv2d_packed: .*{message}"):
+            torch.ops.fastcl.int8_conv2d_packed(x, packed, None, n, kernel, ones, none, ones)
 
 
 @pytest.mark.parametrize("mode", ["asymmetric", "static", "int16"])

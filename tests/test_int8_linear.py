@@ -401,6 +401,10 @@ def test_opcheck(namespace, activation):
     x, weight, scale, bias = problem(6, 21, 5)
     ops = getattr(torch.ops, namespace)
     torch.library.opcheck(ops.int8_pack_weight.default, (weight, "auto"))
+    for how in WAYS.values():
+        given = [how.get(name) for name in ("x_range", "x_multiplier", "outlier_columns", "outlier_weight")]
+        layer = (weight, "auto", scale, *given, how.get("mode", "dynamic"), activation)
+        torch.library.opcheck(ops.int8_pack_weight.default, layer)
     packed = int8_pack_weight(weight) if namespace == "fastcl" else None
     for dtype, b, p in ((torch.float32, bias, packed), (torch.bfloat16, None, None)):
         for how in WAYS.values():
@@ -487,6 +491,56 @@ def test_a_packed_weight_that_does_not_fit_is_refused():
         int8_linear(X, W, S, packed=packed.view(torch.int8))
     with pytest.raises(RuntimeError, match="got nonsense"):
         int8_pack_weight(W, "nonsense")
+
+
+def pack_layer(kernel: str, weight: Tensor, scale: Tensor, activation: str = "none", **how: Any) -> Tensor:
+    """The block of :func:`torch.ops.fastcl.int8_linear_packed`."""
+    pack(weight, kernel)
+    given = [how.get(name) for name in ("x_range", "x_multiplier", "outlier_columns", "outlier_weight")]
+    rest = (scale, *given, how.get("mode", "dynamic"), activation)
+    return torch.ops.fastcl.int8_pack_weight(weight, kernel, *rest)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_packed_layer_gives_the_ops_bits(kernel, way):
+    x, weight, scale, bias = problem(6, 21, 5)
+    for activation in ("none", "relu", "gelu", "silu"):
+        block = pack_layer(kernel, weight, scale, activation, **WAYS[way])
+        for rows, b in ((x, bias), (x[:1].bfloat16(), None), (x.half().view(2, 3, 21), bias), (x[:0], bias)):
+            got = torch.ops.fastcl.int8_linear_packed(rows, block, b, 5)
+            packed = pack(weight, kernel)
+            assert same(got, int8_linear(rows, weight, scale, b, activation=activation, packed=packed, **WAYS[way]))
+            assert same(got, int8_linear(rows, weight, scale, b, activation=activation, packed=block, **WAYS[way]))
+
+
+def test_a_packed_layer_that_does_not_fit_is_refused():
+    run = torch.ops.fastcl.int8_linear_packed
+    columns, rows = torch.tensor([3, 0]), torch.ones(2, 2)
+    block = pack_layer("auto", W, S, outlier_columns=columns, outlier_weight=rows)
+    for x, b, n, said in (
+        (torch.ones(3, 5), block, 2, "packed must be"),
+        (X, block, 3, "packed must be"),
+        (X, block[:-8], 2, "packed must be"),
+        (X, pack(W, "auto"), 2, "packed must be a layer's"),
+        (X, block, 0, "n the rows"),
+        (X, block, 2**62, "n the rows"),
+        (torch.ones(()), block, 2, "x must be"),
+        (torch.ones(3, 0), block, 2, "x must be"),
+        (X.double(), block, 2, "x must be float32, bfloat16 or float16"),
+    ):
+        with pytest.raises(RuntimeError, match=said):
+            run(x, b, None, n)
+    with pytest.raises(RuntimeError, match=r"bias must be \[2\]"):
+        run(X, block, torch.ones(3), 2)
+    with pytest.raises(RuntimeError, match="outlier_columns must be from 0 to 3, got 4"):
+        pack_layer("auto", W, S, outlier_columns=columns + 1, outlier_weight=rows)
+    with pytest.raises(RuntimeError, match="the native CPU kernels"):
+        torch.ops.fastcl_reference.int8_linear_packed(X, block, None, 2)
+    for way in WAYS.values():
+        _, weight, scale, bias = problem(1, 21, 5)
+        inputs = (torch.randn(2, 21), pack_layer("auto", weight, scale, **way), bias, 5)
+        torch.library.opcheck(torch.ops.fastcl.int8_linear_packed.default, inputs)
 
 
 def test_the_reference_needs_no_packing():

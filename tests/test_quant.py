@@ -107,6 +107,13 @@ def test_linear_is_the_op_on_its_tensors(backend):
     want = int8_linear(x, layer.weight, layer.weight_scale, layer.bias, activation="relu")
     assert torch.equal(layer(x), want)
     assert torch.equal(layer(x), want)  # from the packed weight
+    with torch.no_grad():
+        assert torch.equal(layer(x), want)  # without what gradients need
+        assert layer(x.double()).dtype == torch.float64
+        layer.activation = "none"  # and what it was packed with is not kept
+        assert torch.equal(layer(x), int8_linear(x, layer.weight, layer.weight_scale, layer.bias))
+        layer.bias += 1  # nor is the bias
+        assert torch.equal(layer(x), int8_linear(x, layer.weight, layer.weight_scale, layer.bias))
 
 
 @pytest.mark.parametrize(
@@ -120,8 +127,13 @@ def test_linear_is_the_op_on_its_tensors(backend):
     ids=["width", "dtype", "scalar", "device"],
 )
 def test_linear_refuses_inputs_that_do_not_fit(backend, x, kind, message):
+    layer = Int8Linear(4, 3)
     with pytest.raises(kind, match=f"int8_linear: .*{message}"):
-        Int8Linear(4, 3)(x)
+        layer(x)
+    with torch.inference_mode():
+        layer(torch.ones(2, 4))
+        with pytest.raises(kind, match=f"int8_linear: .*{message}"):
+            layer(x)
 
 
 def test_linear_has_linears_constructor():
@@ -218,6 +230,11 @@ def test_conv_is_the_op_on_patches(backend, options):
     got = layer(x)
     assert torch.equal(got.flatten(2).transpose(1, 2), want)
     assert got.is_contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():  # from the packed weight, of images in either memory format
+        for images in (x, x.to(memory_format=torch.channels_last), x.double(), x[0]):
+            again = layer(images)
+            assert again.dtype == images.dtype
+            torch.testing.assert_close(again.to(got.dtype), got if images.dim() == 4 else got[0], rtol=0, atol=1e-5)
     assert torch.equal(layer(x[0]), got[0])
 
 
@@ -240,7 +257,14 @@ def test_conv_refuses_images_that_do_not_fit():
         Int8Conv2d(3, 2, 1)(torch.ones(2, 4, 5, 5))
     with pytest.raises(ValueError, match="int8_conv2d: x and its padding must be at least 3 wide, got 2"):
         Int8Conv2d(3, 2, 3)(torch.ones(2, 3, 5, 2))
-    assert Int8Conv2d(3, 2, 3)(torch.ones(0, 3, 5, 5)).shape == (0, 2, 3, 3)
+    with torch.inference_mode():
+        layer = Int8Conv2d(3, 2, 3)
+        for _ in range(2):  # the second one from the packed weight
+            assert layer(torch.ones(0, 3, 5, 5)).shape == (0, 2, 3, 3)
+        with pytest.raises(ValueError, match="int8_conv2d: x and its padding must be at least 3 wide, got 2"):
+            layer(torch.ones(2, 3, 5, 2).to(memory_format=torch.channels_last))
+        with pytest.raises(ValueError, match=r"Int8Conv2d: x must be \[B, 3, H, W\], got \[2, 4, 5, 5\]"):
+            layer(torch.ones(2, 4, 5, 5).to(memory_format=torch.channels_last))
 
 
 # -- fold_batchnorm_

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 # Two ops of one row share its files; a backward stands beside its forward.
 AUGMENT = ("augment_sample", "augment_apply", "augment_apply_out", "augment_views", "augment_views_out")
 ROWS = dict.fromkeys((*AUGMENT, "augment_sample_ragged", "augment_views_ragged"), "augment")
-ROWS["int8_pack_weight"] = "int8_linear"
+ROWS["int8_conv2d_packed"] = "int8_conv2d"
+ROWS.update(dict.fromkeys(("int8_pack_weight", "int8_linear_packed"), "int8_linear"))
 OPS = sorted({ROWS.get(name, name) for name in (schema.removesuffix("_backward") for schema in SCHEMAS)})
 
 

@@ -49,11 +49,9 @@ inline Tensor as_contiguous(const Tensor& tensor) {  // the dispatcher is called
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-// Contiguous, uninitialised, on the device of `like`. Not through the dispatcher: a small op would wait for it.
-inline Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type) {
-  std::vector<int64_t> strides(sizes.size());
-  int64_t stride = 1;
-  for (size_t d = sizes.size(); d-- > 0; stride *= std::max<int64_t>(sizes[d], 1)) strides[d] = stride;
+// Uninitialised, on the device of `like`. Not through the dispatcher: a small op would wait for it.
+inline Tensor new_strided_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                                 torch::headeronly::IntHeaderOnlyArrayRef strides, ScalarType type) {
   int32_t device_type, device_index;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
@@ -62,6 +60,14 @@ inline Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArr
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), dtype,
                                                          device_type, device_index, &handle));
   return Tensor(handle);
+}
+
+// The same, contiguous.
+inline Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0; stride *= std::max<int64_t>(sizes[d], 1)) strides[d] = stride;
+  return new_strided_tensor(like, sizes, {strides.data(), strides.size()}, type);
 }
 
 inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {

@@ -20,7 +20,4 @@ struct Int8Patches {
   }
 };
 
-// Copies patch `row` of images whose values have value_bytes bytes.
-void gather_patch(const Int8Patches& patches, const void* images, int64_t value_bytes, int64_t row, uint8_t* out);
-
 }  // namespace fastcl

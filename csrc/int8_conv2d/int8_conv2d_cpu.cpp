@@ -1,16 +1,13 @@
+#include "int8_conv2d/int8_conv2d_cpu.h"
+
 #include <algorithm>
 #include <cstring>
 
-#include "int8_conv2d/int8_conv2d.h"
-
 namespace fastcl {
 
-void gather_patch(const Int8Patches& p, const void* images, int64_t value_bytes, int64_t row, uint8_t* out) {
-  const int64_t pixel = p.channels * value_bytes, line = p.kernel_width * pixel;
-  const int64_t left = row % p.out_width * p.stride_x - p.pad_left;
-  const int64_t top = row / p.out_width % p.out_height * p.stride_y - p.pad_top;
-  const uint8_t* image =
-      static_cast<const uint8_t*>(images) + row / (p.out_width * p.out_height) * p.height * p.width * pixel;
+void gather_patch(const Int8Patches& p, const Int8PatchPlace& place, int64_t pixel, uint8_t* out) {
+  const auto& [image, top, left] = place;
+  const int64_t line = p.kernel_width * pixel;
   for (int64_t i = 0; i < p.kernel_height; ++i, out += line) {
     const int64_t y = top + i * p.dilation_y;
     if (y < 0 || y >= p.height) {

@@ -14,7 +14,7 @@ Tensor int8_conv2d_cpu(const Tensor& x, const Tensor& weight, const Tensor& weig
                        std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
                        std::string activation) {
   constexpr const char* kOp = "int8_conv2d";
-  const Int8Patches patches = int8_patches(x, weight, stride, padding, dilation);
+  const Int8Patches patches = int8_patches(kOp, x, weight, stride, padding, dilation);
   check_int8_weight(kOp, weight);
   const int64_t n = weight.size(0), k = weight.numel() / n;
   const Int8Activations activations =
@@ -25,7 +25,42 @@ Tensor int8_conv2d_cpu(const Tensor& x, const Tensor& weight, const Tensor& weig
   return y;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastcl, CPU, m) { m.impl("int8_conv2d", TORCH_BOX(&int8_conv2d_cpu)); }
+// Of a dimension of size 1 the stride has no meaning.
+bool is_channels_last(const Tensor& x) {
+  int64_t stride = 1;
+  for (int64_t d : {1, 3, 2, 0}) {
+    if (x.size(d) != 1 && x.stride(d) != stride) return false;
+    stride *= x.size(d);
+  }
+  return true;
+}
+
+Tensor int8_conv2d_packed_cpu(const Tensor& x, const Tensor& packed, std::optional<Tensor> bias, int64_t n,
+                              std::vector<int64_t> kernel, std::vector<int64_t> stride, std::vector<int64_t> padding,
+                              std::vector<int64_t> dilation) {
+  constexpr const char* kOp = "int8_conv2d_packed";
+  FASTCL_CHECK(x.dim() == 4 && is_channels_last(x), kOp,
+               ": x must be [B, C, H, W] in channels-last memory format, got ", shape(x));
+  const int64_t channels = x.size(1);
+  const Int8Patches patches = int8_patches(kOp, {x.size(2), x.size(3), channels}, kernel, stride, padding, dilation);
+  for (int64_t size : {channels, kernel[0], kernel[1]})
+    FASTCL_CHECK(size >= 1 && size <= kInt8MaxDepth, kOp, ": channels and kernel must be from 1 to ", kInt8MaxDepth,
+                 ", got ", size);
+  FASTCL_CHECK(n >= 1 && n <= packed.numel(), kOp, ": n must be the rows of the weight, got ", n);
+  const Int8Kernel& used = int8_kernel_of(kOp, packed, n, kernel[0] * kernel[1] * channels);
+  Int8Linear p = int8_packed_layer(kOp, packed);
+  if (!patches.are_rows()) p.patches = &patches;
+  const int64_t batch = x.size(0), height = patches.out_height, width = patches.out_width;
+  const int64_t sizes[] = {batch, n, height, width}, strides[] = {height * width * n, 1, width * n, n};
+  Tensor y = new_strided_tensor(x, sizes, strides, x.scalar_type());
+  run_int8_kernel(kOp, used, p, x, bias, y);
+  return y;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastcl, CPU, m) {
+  m.impl("int8_conv2d", TORCH_BOX(&int8_conv2d_cpu));
+  m.impl("int8_conv2d_packed", TORCH_BOX(&int8_conv2d_packed_cpu));
+}
 
 }  // namespace
 }  // namespace fastcl

@@ -11,7 +11,7 @@ Tensor int8_conv2d_cuda(const Tensor& x, const Tensor& weight, const Tensor& wei
                         std::string activation) {
   constexpr const char* kOp = "int8_conv2d";
   const DeviceScope scope(x);
-  const Int8Patches patches = int8_patches(x, weight, stride, padding, dilation);
+  const Int8Patches patches = int8_patches(kOp, x, weight, stride, padding, dilation);
   constexpr int64_t kMost = int64_t(1) << 29;  // the kernel counts in int
   for (int64_t size : {patches.height, patches.width, patches.channels, patches.stride_y, patches.stride_x,
                        patches.dilation_y, patches.dilation_x, patches.pad_top, patches.pad_left})

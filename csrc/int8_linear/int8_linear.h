@@ -31,14 +31,23 @@ constexpr int64_t kInt8MaxDepthUnsigned = 65536;  // of the other modes than kDy
 enum class Activation { kNone, kRelu, kGelu, kSilu };
 enum class Int8Mode { kDynamic, kAsymmetric, kStatic, kInt16 };
 
-// A weight laid out for one kernel, in one block of int8_packed_bytes(n, k) bytes:
+// A weight laid out for one kernel, in one block:
 //   Int8PackedHeader | int32 sums of each row of the weight [n32] | int8 weight in the kernel's order [n32 * k16]
+// and, where the block is of a whole layer,
+//   float weight_scale [n32] | float x_multiplier [k16], if any | int64 outlier_columns [j] | float outlier_weight [j *
+//   n]
 // with n rounded up to 32 and k to 16; what is added is zero.
 struct Int8PackedHeader {
   char kernel[16];  // its name, padded with zeros
   int64_t n;
   int64_t k;
-  char unused[32];
+  int64_t outliers;
+  int32_t layer;  // 0: the weight alone, and nothing below has a meaning
+  int32_t multiplied;
+  int32_t mode;
+  int32_t activation;
+  float x_scale;
+  int32_t x_zero;
 };
 static_assert(sizeof(Int8PackedHeader) == 64);
 
@@ -46,6 +55,10 @@ inline int64_t int8_padded_n(int64_t n) { return (n + 31) / 32 * 32; }
 inline int64_t int8_padded_k(int64_t k) { return (k + 15) / 16 * 16; }
 inline int64_t int8_packed_bytes(int64_t n, int64_t k) {
   return int64_t(sizeof(Int8PackedHeader)) + int8_padded_n(n) * (4 + int8_padded_k(k));
+}
+inline int64_t int8_packed_layer_bytes(int64_t n, int64_t k, bool multiplied, int64_t outliers) {
+  return int8_packed_bytes(n, k) + 4 * int8_padded_n(n) + (multiplied ? 4 * int8_padded_k(k) : 0) +
+         outliers * (8 + 4 * n);
 }
 template <class Byte>
 auto* int8_packed_sums(Byte* block) {
@@ -102,5 +115,11 @@ std::string int8_kernel_names();  // those available, for messages: "avx512_vnni
 
 // Fills all of params.packed for one kernel; kernel.linear then runs on it.
 void int8_pack_weight(const Int8Kernel& kernel, const Int8PackWeight& params);
+
+// Makes a packed weight, in a block of int8_packed_layer_bytes, that of a layer: takes over from params all but x and
+// y, its pointers then being the block's.
+void int8_pack_layer(const Int8Linear& params, uint8_t* packed);
+// The same but bias, back from such a block.
+Int8Linear int8_packed_layer(const uint8_t* packed);
 
 }  // namespace fastcl

@@ -81,9 +81,12 @@ void linear_portable(const Int8Linear& p) {
   std::vector<float> scales(p.m), outliers(p.m * p.outliers);
   parallel_for(p.m, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> x(p.k);
-    std::vector<uint8_t> patch;
+    std::vector<uint8_t> patch(p.patches ? size_t(p.k * size_of(p.type)) : 0);
     for (int64_t m = begin; m < end; ++m) {
-      load_floats(row_values(p, m, patch), p.type, 0, p.k, x.data());
+      if (p.patches)
+        load_floats(Int8PatchWalk(*p.patches, p.x, size_of(p.type), m).values(patch.data()), p.type, 0, p.k, x.data());
+      else
+        load_floats(p.x, p.type, m * p.k, p.k, x.data());
       for (int64_t j = 0; j < p.outliers; ++j) outliers[m * p.outliers + j] = x[p.outlier_columns[j]];
       scales[m] = quantize_row(p, x.data(), q.data() + m * k16).scale;
     }
@@ -137,6 +140,48 @@ void int8_pack_weight(const Int8Kernel& kernel, const Int8PackWeight& p) {
   header.k = p.k;
   std::memcpy(p.packed, &header, sizeof header);
   kernel.pack(p);
+}
+
+void int8_pack_layer(const Int8Linear& p, uint8_t* packed) {
+  Int8PackedHeader header;
+  std::memcpy(&header, packed, sizeof header);
+  header.outliers = p.outliers;
+  header.layer = 1;
+  header.multiplied = p.x_multiplier != nullptr;
+  header.mode = int32_t(p.mode);
+  header.activation = int32_t(p.activation);
+  header.x_scale = p.x_scale;
+  header.x_zero = p.x_zero;
+  std::memcpy(packed, &header, sizeof header);
+  uint8_t* out = packed + int8_packed_bytes(p.n, p.k);
+  const auto append = [&](const auto* values, int64_t count, int64_t padded) {
+    if (count > 0) std::memcpy(out, values, size_t(count) * sizeof *values);
+    std::memset(out + count * sizeof *values, 0, size_t(padded - count) * sizeof *values);
+    out += padded * sizeof *values;
+  };
+  append(p.weight_scale, p.n, int8_padded_n(p.n));
+  if (p.x_multiplier) append(p.x_multiplier, p.k, int8_padded_k(p.k));
+  append(p.outlier_columns, p.outliers, p.outliers);
+  append(p.outlier_weight, p.outliers * p.n, p.outliers * p.n);
+}
+
+Int8Linear int8_packed_layer(const uint8_t* packed) {
+  Int8PackedHeader header;
+  std::memcpy(&header, packed, sizeof header);
+  Int8Linear p = {};
+  p.n = header.n, p.k = header.k;
+  p.packed = packed;
+  p.mode = Int8Mode(header.mode);
+  p.activation = Activation(header.activation);
+  p.x_scale = header.x_scale, p.x_zero = header.x_zero;
+  p.outliers = header.outliers;
+  const uint8_t* next = packed + int8_packed_bytes(p.n, p.k);
+  p.weight_scale = reinterpret_cast<const float*>(next);
+  next += 4 * int8_padded_n(p.n);
+  if (header.multiplied) p.x_multiplier = reinterpret_cast<const float*>(next), next += 4 * int8_padded_k(p.k);
+  p.outlier_columns = reinterpret_cast<const int64_t*>(next);
+  p.outlier_weight = reinterpret_cast<const float*>(next + 8 * p.outliers);
+  return p;
 }
 
 }  // namespace fastcl

@@ -8,12 +8,15 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <new>
+#include <utility>
 #include <vector>
 
+#include "common/buffer.h"
 #include "common/parallel.h"
-#include "int8_conv2d/int8_conv2d.h"
+#include "int8_conv2d/int8_conv2d_cpu.h"
 #include "int8_linear/int8_linear.h"
 
 namespace fastcl {
@@ -28,6 +31,8 @@ constexpr int kInt8Chunk = 16;  // values of k in a row, between those of the ne
 inline int int8_planes(Int8Mode mode) { return mode == Int8Mode::kInt16 ? 2 : 1; }
 
 // How Kernel::quantize_row stored a row of x. The kernel takes zero[plane] times the sums of the weight off again.
+// Written through a reference: as a value it is returned in registers, which are filled from two separate stores at
+// once, and that waits until every store before has left the processor.
 struct Int8Row {
   float scale;
   int32_t zero[2];
@@ -59,15 +64,6 @@ struct Int8Tile {
 
 namespace {  // a copy for each kernel's file, which compiles it as it may
 
-// The k values of row m; a patch is gathered into `scratch`.
-inline const uint8_t* row_values(const Int8Linear& p, int64_t m, std::vector<uint8_t>& scratch) {
-  const int64_t value_bytes = size_of(p.type);
-  if (p.patches == nullptr) return static_cast<const uint8_t*>(p.x) + m * p.k * value_bytes;
-  scratch.resize(size_t(p.k * value_bytes));
-  gather_patch(*p.patches, p.x, value_bytes, m, scratch.data());
-  return scratch.data();
-}
-
 // Even cut of n items in parts: heights of micro-blocks differ by at most one, so none is thin.
 inline int64_t cut(int64_t n, int64_t parts, int64_t i) { return n * i / parts; }
 
@@ -91,9 +87,76 @@ void pack_panels(const Int8PackWeight& p) {
   });
 }
 
-struct AlignedDelete {
-  void operator()(uint8_t* data) const { ::operator delete[](data, std::align_val_t(64)); }
+class AlignedBytes {
+ public:
+  uint8_t* get() const { return data_.get(); }
+  void reserve(int64_t bytes) {
+    if (bytes <= capacity_) return;
+    data_.reset(static_cast<uint8_t*>(::operator new[](size_t(bytes), std::align_val_t(64))));
+    capacity_ = bytes;
+  }
+  void trim() {
+    if (capacity_ <= (int64_t(1) << 20)) return;
+    data_.reset();
+    capacity_ = 0;
+  }
+
+ private:
+  struct Delete {
+    void operator()(uint8_t* data) const { ::operator delete[](data, std::align_val_t(64)); }
+  };
+  std::unique_ptr<uint8_t[], Delete> data_;
+  int64_t capacity_ = 0;
 };
+
+// Images in quantised form, with their padding.
+struct Int8Images {
+  Buffer<uint8_t> values;  // null: there are none
+  Int8Patches patches;     // of these images
+};
+
+// In kStatic a value is the same integer in every patch that it is part of: images are quantised whole, once. None
+// where that cannot be, or does not pay.
+template <class Kernel>
+Int8Images quantized_images(const Int8Linear& p) {
+  Int8Images images;
+  if (p.patches == nullptr || p.mode != Int8Mode::kStatic || p.x_multiplier || p.outliers) return images;
+  const Int8Patches& from = *p.patches;
+  if (from.kernel_height * from.kernel_width <= from.stride_y * from.stride_x) return images;
+  Int8Patches& to = images.patches = from;
+  to.height = (from.out_height - 1) * from.stride_y + (from.kernel_height - 1) * from.dilation_y + 1;
+  to.width = (from.out_width - 1) * from.stride_x + (from.kernel_width - 1) * from.dilation_x + 1;
+  to.pad_top = to.pad_left = 0;
+  const int64_t pixel = from.channels * Kernel::kValueBytes, line = to.width * pixel;
+  const int64_t left = std::min(from.pad_left, to.width), inside = std::clamp<int64_t>(to.width - left, 0, from.width);
+  const int64_t lines = p.m / (from.out_height * from.out_width) * to.height;
+  const int zero = Kernel::kValueBytes == 1 ? p.x_zero : 0;                     // as Kernel::quantize_row stores 0
+  Buffer<uint8_t> values(lines * line + 2 * kInt8Chunk * Kernel::kValueBytes);  // chunks are read whole
+  std::atomic<bool> finite{true};
+  parallel_for(lines, grain_of(to.width * to.channels), [&](int64_t begin, int64_t end) {
+    Int8Linear row = p;
+    row.k = inside * from.channels;
+    Buffer<uint8_t> quantized(int8_padded_k(row.k) * Kernel::kValueBytes);
+    for (int64_t i = begin; i < end; ++i) {
+      uint8_t* out = values.get() + i * line;
+      const int64_t y = i % to.height - from.pad_top;
+      if (y < 0 || y >= from.height || inside == 0) {
+        std::memset(out, zero, size_t(line));
+        continue;
+      }
+      Int8Row stored;
+      const int64_t first = (i / to.height * from.height + y) * from.width * from.channels;
+      Kernel::quantize_row(row, static_cast<const uint8_t*>(p.x) + first * size_of(p.type), quantized.get(),
+                           kInt8Chunk * Kernel::kValueBytes, stored);
+      if (!(stored.scale == p.x_scale)) finite.store(false, std::memory_order_relaxed);
+      std::memset(out, zero, size_t(left * pixel));
+      std::memcpy(out + left * pixel, quantized.get(), size_t(inside * pixel));
+      std::memset(out + (left + inside) * pixel, zero, size_t((to.width - left - inside) * pixel));
+    }
+  });
+  if (finite) images.values = std::move(values);  // else a patch that holds a NaN gives NaN, the others do not
+  return images;
+}
 
 // Rows in quantised form. Each thread has two: the kernel reads one while the other is filled.
 template <class Kernel>
@@ -104,16 +167,16 @@ class Int8Block {
   std::vector<int32_t> zero;     // [rows, planes]
   std::vector<float> outlier_x;  // [rows, outliers]
 
-  void open(const Int8Linear& p, int64_t begin, int64_t end) {
+  // `images` are those of p, if any.
+  void open(const Int8Linear& p, const Int8Images& images, int64_t begin, int64_t end) {
+    images_ = &images;
     const int64_t planes = int8_planes(p.mode);
     first = begin;
     rows = end - begin;
     micro_blocks = (rows * planes + Kernel::kRows - 1) / Kernel::kRows;
     row_bytes_ = int8_padded_k(p.k) * Kernel::kValueBytes * planes;
-    if (capacity_ < row_bytes_ * rows) {
-      capacity_ = row_bytes_ * rows;
-      data_.reset(static_cast<uint8_t*>(::operator new[](size_t(capacity_), std::align_val_t(64))));
-    }
+    data_.reserve(row_bytes_ * rows);
+    if (p.patches) patch_.reserve(int8_padded_k(p.k) * 4);
     if (int64_t(scale.size()) < rows) scale.resize(size_t(rows));
     if (int64_t(zero.size()) < rows * planes) zero.resize(size_t(rows * planes));
     if (int64_t(outlier_x.size()) < rows * p.outliers) outlier_x.resize(size_t(rows * p.outliers));
@@ -123,14 +186,47 @@ class Int8Block {
 
   // Quantises rows begin .. end of the block.
   void quantize(const Int8Linear& p, int64_t begin, int64_t end) {
+    if (p.patches == nullptr) {
+      const int64_t x_bytes = p.k * size_of(p.type);
+      const uint8_t* x = static_cast<const uint8_t*>(p.x) + (first + begin) * x_bytes;
+      each_row(p, begin, end, [&] { return std::exchange(x, x + x_bytes); });
+    } else if (begin == end) {
+      return;
+    } else if (images_->values.get() != nullptr) {
+      Int8PatchWalk walk(images_->patches, images_->values.get(), Kernel::kValueBytes, first + begin);
+      constexpr int64_t kBytes = kInt8Chunk * Kernel::kValueBytes;
+      const int64_t chunks = int8_padded_k(p.k) / kInt8Chunk;
+      for (int64_t i = 0; i < micro_blocks; ++i) {
+        const int64_t r0 = cut(rows, micro_blocks, i), r1 = cut(rows, micro_blocks, i + 1);
+        for (int64_t r = std::max(r0, begin); r < std::min(r1, end); ++r, walk.next()) {
+          scale[size_t(r)] = p.x_scale;
+          const uint8_t* values = Kernel::patch(walk, patch_.get());
+          uint8_t* out = micro_block(i) + (r - r0) * kBytes;
+          const int64_t step = (r1 - r0) * kBytes;
+          for (int64_t chunk = 0; chunk < chunks; ++chunk)
+            std::memcpy(out + chunk * step, values + chunk * kBytes, kBytes);
+        }
+      }
+    } else {
+      Int8PatchWalk walk(*p.patches, p.x, size_of(p.type), first + begin);
+      each_row(p, begin, end, [&] {
+        const uint8_t* values = Kernel::patch(walk, patch_.get());
+        walk.next();
+        return values;
+      });
+    }
+  }
+
+  template <class Values>
+  void each_row(const Int8Linear& p, int64_t begin, int64_t end, Values&& next_values) {
     const int64_t planes = int8_planes(p.mode);
     for (int64_t i = 0; i < micro_blocks; ++i) {
       const int64_t r0 = cut(rows, micro_blocks, i), r1 = cut(rows, micro_blocks, i + 1);
       for (int64_t r = std::max(r0, begin); r < std::min(r1, end); ++r) {
-        const uint8_t* values = row_values(p, first + r, patch_);
-        const Int8Row row =
-            Kernel::quantize_row(p, values, micro_block(i) + (r - r0) * planes * kInt8Chunk * Kernel::kValueBytes,
-                                 (r1 - r0) * planes * kInt8Chunk * Kernel::kValueBytes);
+        const uint8_t* values = next_values();
+        Int8Row row;
+        Kernel::quantize_row(p, values, micro_block(i) + (r - r0) * planes * kInt8Chunk * Kernel::kValueBytes,
+                             (r1 - r0) * planes * kInt8Chunk * Kernel::kValueBytes, row);
         scale[size_t(r)] = row.scale;
         for (int64_t plane = 0; plane < planes; ++plane) zero[size_t(r * planes + plane)] = row.zero[plane];
         for (int64_t j = 0; j < p.outliers; ++j)
@@ -139,16 +235,15 @@ class Int8Block {
     }
   }
 
-  void trim() {  // a block of ordinary size stays for the next call
-    if (capacity_ <= (int64_t(1) << 20)) return;
-    data_.reset();
-    capacity_ = 0;
+  void trim() {  // blocks of ordinary size stay for the next call
+    data_.trim();
+    patch_.trim();
   }
 
  private:
-  std::unique_ptr<uint8_t[], AlignedDelete> data_;
-  std::vector<uint8_t> patch_;
-  int64_t capacity_ = 0, row_bytes_ = 0;
+  AlignedBytes data_, patch_;
+  const Int8Images* images_ = nullptr;
+  int64_t row_bytes_ = 0;
 };
 
 // Multiplies a block with panels p0 .. p1. The rows of `next`, if any, are quantised a few after each panel, from cache
@@ -216,7 +311,7 @@ void multiply_block(const Int8Linear& p, bool stream, Int8Block<Kernel>& block, 
 
 template <class Kernel>
 void linear_in_blocks(const Int8Linear& p) {
-  constexpr int64_t kSmallWork = int64_t(1) << 18;    // products: less is done before a second thread has started
+  constexpr int64_t kSmallWork = int64_t(1) << 20;    // products: less is done nearly as soon as a second thread starts
   constexpr int64_t kBlockBytes = int64_t(1) << 18;   // of quantised rows, a part of the second-level cache
   constexpr int64_t kStreamBytes = int64_t(4) << 20;  // of output for each thread
   const int64_t k16 = int8_padded_k(p.k), panels = (p.n + Kernel::kColumns - 1) / Kernel::kColumns;
@@ -232,20 +327,41 @@ void linear_in_blocks(const Int8Linear& p) {
   const int64_t blocks = (rows_each + block_rows - 1) / block_rows * row_parts;
   const bool stream = p.type == FloatType::kFloat32 && p.m * p.n * 4 > kStreamBytes * threads &&
                       p.n % Kernel::kColumns == 0 && reinterpret_cast<uintptr_t>(p.y) % 64 == 0;
-  std::atomic<int64_t> next_block{row_parts};
+  const Int8Images images = quantized_images<Kernel>(p);
+  // A thread takes blocks that lie together, whose rows are in its core's cache before and after this op as well, and
+  // then those that another one has not come to; the first of a share waits for its own thread.
+  struct alignas(64) Share {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  const auto shares = std::make_unique<Share[]>(size_t(row_parts));
+  for (int64_t r = 0; r < row_parts; ++r) {
+    shares[size_t(r)].next = blocks / row_parts * r + 1;
+    shares[size_t(r)].end = blocks / row_parts * (r + 1);
+  }
   parallel_for(row_parts * column_parts, 1, [&](int64_t begin, int64_t end) {
     static thread_local Int8Block<Kernel> pair[2];
     for (int64_t part = begin; part < end; ++part) {
       const int64_t row_part = part % row_parts, column_part = part / row_parts;
       const int64_t p0 = cut(panels, column_parts, column_part);
       const int64_t p1 = cut(panels, column_parts, column_part + 1);
-      int64_t i = row_part;
+      int64_t own = blocks / row_parts * row_part;
+      bool begun = false;
+      const auto claim = [&]() -> int64_t {
+        if (!std::exchange(begun, true)) return own;
+        if (column_parts > 1) return ++own < shares[size_t(row_part)].end ? own : -1;  // every part goes over all rows
+        for (int64_t r = row_part; r < row_part + row_parts; ++r) {
+          Share& share = shares[size_t(r % row_parts)];
+          if (share.next.load(std::memory_order_relaxed) >= share.end) continue;
+          const int64_t i = share.next.fetch_add(1, std::memory_order_relaxed);
+          if (i < share.end) return i;
+        }
+        return -1;
+      };
       const auto open = [&](Int8Block<Kernel>& block) {
-        if (i >= blocks) return false;
-        block.open(p, cut(p.m, blocks, i), cut(p.m, blocks, i + 1));
-        // The first block is given; where columns are not split, whoever is free takes the next.
-        i = column_parts == 1 ? next_block.fetch_add(1, std::memory_order_relaxed) : i + row_parts;
-        return true;
+        const int64_t i = claim();
+        if (i >= 0) block.open(p, images, cut(p.m, blocks, i), cut(p.m, blocks, i + 1));
+        return i >= 0;
       };
       bool more = open(pair[0]);
       if (more) pair[0].quantize(p, 0, pair[0].rows);

@@ -46,7 +46,7 @@ inline void store_chunk(__m256i q0, __m256i q1, int32_t zero, uint8_t* out) {
 
 // A row whose inverse is 0 becomes zeros, or, where its scale is NaN, anything.
 template <FloatType kType, bool kMultiplied, bool kVnni>
-Int8Row quantize_row_of(const Int8Linear& p, const void* x, uint8_t* out, int64_t step) {
+void quantize_row_of(const Int8Linear& p, const void* x, uint8_t* out, int64_t step, Int8Row& result) {
   constexpr int64_t kSize = kType == FloatType::kFloat32 ? 4 : 2;
   const int64_t whole = p.k / kInt8Chunk * kInt8Chunk;
   alignas(32) uint8_t tail[kInt8Chunk * 4] = {};  // the last values, and zeros
@@ -91,7 +91,8 @@ Int8Row quantize_row_of(const Int8Linear& p, const void* x, uint8_t* out, int64_
   if (p.mode == Int8Mode::kDynamic) {
     for (int64_t i = 0; i < k8; i += kInt8Chunk, out += step)
       store_chunk<kVnni>(rounded(value8(i)), rounded(value8(i + 8)), 128, out);
-    return {row.scale, {128, 128}};
+    result = {row.scale, {128, 128}};
+    return;
   }
   if (p.mode == Int8Mode::kInt16) {
     const __m256i low_byte = _mm256_set1_epi32(255);
@@ -101,7 +102,8 @@ Int8Row quantize_row_of(const Int8Linear& p, const void* x, uint8_t* out, int64_
       store_chunk<kVnni>(_mm256_and_si256(q0, low_byte), _mm256_and_si256(q1, low_byte), 0,
                          out + kInt8Chunk * (kVnni ? 1 : 2));
     }
-    return {row.scale, {128, 0}};
+    result = {row.scale, {128, 0}};
+    return;
   }
   const ValueRange range = value_range(row, p.mode);
   const __m256 low = _mm256_set1_ps(range.low), high = _mm256_set1_ps(range.high);
@@ -112,7 +114,7 @@ Int8Row quantize_row_of(const Int8Linear& p, const void* x, uint8_t* out, int64_
   };
   for (int64_t i = 0; i < k8; i += kInt8Chunk, out += step)
     store_chunk<kVnni>(cut_off(value8(i)), cut_off(value8(i + 8)), row.zero, out);
-  return {row.scale, {row.zero, row.zero}};
+  result = {row.scale, {row.zero, row.zero}};
 }
 
 inline void store_row(const Int8Tile& t, const float* values, uint8_t* y) {
@@ -226,10 +228,12 @@ struct Avx2 {
   static constexpr int kColumns = 16;
   static constexpr int kValueBytes = kVnni ? 1 : 2;
 
-  static Int8Row quantize_row(const Int8Linear& p, const void* x, uint8_t* out, int64_t step) {
+  static const uint8_t* patch(const Int8PatchWalk& walk, uint8_t* scratch) { return walk.values(scratch); }
+
+  static void quantize_row(const Int8Linear& p, const void* x, uint8_t* out, int64_t step, Int8Row& result) {
     const auto run = [&]<FloatType kType>() {
-      return p.x_multiplier ? quantize_row_of<kType, true, kVnni>(p, x, out, step)
-                            : quantize_row_of<kType, false, kVnni>(p, x, out, step);
+      return p.x_multiplier ? quantize_row_of<kType, true, kVnni>(p, x, out, step, result)
+                            : quantize_row_of<kType, false, kVnni>(p, x, out, step, result);
     };
     switch (p.type) {
       case FloatType::kFloat32:
@@ -239,7 +243,6 @@ struct Avx2 {
       case FloatType::kFloat16:
         return run.template operator()<FloatType::kFloat16>();
     }
-    return {};
   }
 
   static void multiply(int rows, const Int8Tile& tile) {

@@ -49,9 +49,8 @@ uint32_t absmax_bits(const Int8Linear& p, const void* x) {
   for (; i + 64 <= p.k; i += 64)
     for (int j = 0; j < 4; ++j) widen(top[j], i + 16 * j, 0xffff);
   for (; i < p.k; i += 16) widen(top[0], i, first_lanes(p.k - i));
-  alignas(64) int32_t lanes[16];
-  _mm512_store_si512(lanes, _mm512_max_epi32(_mm512_max_epi32(top[0], top[1]), _mm512_max_epi32(top[2], top[3])));
-  return uint32_t(*std::max_element(lanes, lanes + 16));
+  return uint32_t(
+      _mm512_reduce_max_epi32(_mm512_max_epi32(_mm512_max_epi32(top[0], top[1]), _mm512_max_epi32(top[2], top[3]))));
 }
 
 template <FloatType kType, bool kMultiplied>
@@ -67,22 +66,42 @@ RowScale scale_of_range(const Int8Linear& p, const void* x) {
 
 // A row whose inverse is 0 becomes zeros, or, where its scale is NaN, anything.
 template <FloatType kType, bool kMultiplied>
-Int8Row quantize_row_of(const Int8Linear& p, const void* x, uint8_t* out, int64_t step) {
+void quantize_row_of(const Int8Linear& p, const void* x, uint8_t* out, int64_t step, Int8Row& result) {
+  const int64_t k = p.k;  // read once: what is stored below might, for all that the compiler knows, change it
+  int64_t i = 0;
   const auto each_chunk = [&](auto write) __attribute__((always_inline)) {
-    int64_t i = 0;
-    for (; i + kInt8Chunk <= p.k; i += kInt8Chunk, out += step) write(value16<kType, kMultiplied>(p, x, i, 0xffff));
-    if (i < p.k) write(value16<kType, kMultiplied>(p, x, i, first_lanes(p.k - i)));
+    for (; i + kInt8Chunk <= k; i += kInt8Chunk, out += step) write(value16<kType, kMultiplied>(p, x, i, 0xffff));
+    if (i < k) write(value16<kType, kMultiplied>(p, x, i, first_lanes(k - i)));
   };
   // Adding 1.5 * 2^23 makes the fused multiply-add round, half to even, and leaves the integer in the lowest bits.
   constexpr float kShift = 12582912.f;
   if (p.mode == Int8Mode::kDynamic) {
     const RowScale row = row_scale(absmax_bits<kType, kMultiplied>(p, x), 127.f);
     const __m512 inverse = _mm512_set1_ps(row.inverse), shift = _mm512_set1_ps(kShift + 128.f);
+    const auto bits_of = [&](__m512 v) __attribute__((always_inline)) {
+      return _mm512_castps_si512(_mm512_fmadd_ps(v, inverse, shift));
+    };
+    // Four chunks at once: packing takes half the instructions of four conversions.
+    const __m512i low_byte = _mm512_set1_epi32(255);
+    const __m512i by_chunk = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    for (; i + 4 * kInt8Chunk <= k; i += 4 * kInt8Chunk) {
+      __m512i q[4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j)
+        q[j] = _mm512_and_si512(low_byte, bits_of(value16<kType, kMultiplied>(p, x, i + kInt8Chunk * j, 0xffff)));
+      const __m512i bytes = _mm512_permutexvar_epi32(
+          by_chunk, _mm512_packus_epi16(_mm512_packus_epi32(q[0], q[1]), _mm512_packus_epi32(q[2], q[3])));
+      _mm_store_si128(reinterpret_cast<__m128i*>(out), _mm512_castsi512_si128(bytes));
+      _mm_store_si128(reinterpret_cast<__m128i*>(out + step), _mm512_extracti32x4_epi32(bytes, 1));
+      _mm_store_si128(reinterpret_cast<__m128i*>(out + 2 * step), _mm512_extracti32x4_epi32(bytes, 2));
+      _mm_store_si128(reinterpret_cast<__m128i*>(out + 3 * step), _mm512_extracti32x4_epi32(bytes, 3));
+      out += 4 * step;
+    }
     each_chunk([&](__m512 v) __attribute__((always_inline)) {
-      const __m512i bits = _mm512_castps_si512(_mm512_fmadd_ps(v, inverse, shift));
-      _mm_store_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(bits));
+      _mm_store_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(bits_of(v)));
     });
-    return {row.scale, {128, 128}};
+    result = {row.scale, {128, 128}};
+    return;
   }
   const __m512 shift = _mm512_set1_ps(kShift);
   if (p.mode == Int8Mode::kInt16) {
@@ -94,7 +113,8 @@ Int8Row quantize_row_of(const Int8Linear& p, const void* x, uint8_t* out, int64_
       _mm_store_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(_mm512_srli_epi32(bits, 8)));
       _mm_store_si128(reinterpret_cast<__m128i*>(out) + 1, _mm512_cvtepi32_epi8(bits));
     });
-    return {row.scale, {128, 0}};
+    result = {row.scale, {128, 0}};
+    return;
   }
   // Of kStatic the range is not needed, but whether every value is finite, which the one pass over them tells too.
   RowScale row =
@@ -112,7 +132,7 @@ Int8Row quantize_row_of(const Int8Linear& p, const void* x, uint8_t* out, int64_
     _mm_store_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtusepi32_epi8(_mm512_max_epi32(q, zero)));
   });
   if (p.mode == Int8Mode::kStatic) row = row_scale_static(uint32_t(_mm512_reduce_max_epi32(top)), p.x_scale, p.x_zero);
-  return {row.scale, {row.zero, row.zero}};
+  result = {row.scale, {row.zero, row.zero}};
 }
 
 inline __m256i bfloat16_of(__m512 v) {  // as float_to_bfloat16
@@ -258,10 +278,12 @@ struct Avx512Vnni {
   static constexpr int kColumns = 32;
   static constexpr int kValueBytes = 1;
 
-  static Int8Row quantize_row(const Int8Linear& p, const void* x, uint8_t* out, int64_t step) {
+  static const uint8_t* patch(const Int8PatchWalk& walk, uint8_t* scratch) { return walk.values(scratch); }
+
+  static void quantize_row(const Int8Linear& p, const void* x, uint8_t* out, int64_t step, Int8Row& result) {
     const auto run = [&]<FloatType kType>() {
-      return p.x_multiplier ? quantize_row_of<kType, true>(p, x, out, step)
-                            : quantize_row_of<kType, false>(p, x, out, step);
+      return p.x_multiplier ? quantize_row_of<kType, true>(p, x, out, step, result)
+                            : quantize_row_of<kType, false>(p, x, out, step, result);
     };
     switch (p.type) {
       case FloatType::kFloat32:
@@ -271,7 +293,6 @@ struct Avx512Vnni {
       case FloatType::kFloat16:
         return run.template operator()<FloatType::kFloat16>();
     }
-    return {};
   }
 
   static void multiply(int rows, const Int8Tile& tile) {

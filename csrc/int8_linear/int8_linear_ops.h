@@ -1,6 +1,7 @@
 // int8_linear between torch and the kernels: check, allocate, fill the Params; once, for every device.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 #include <string>
@@ -45,15 +46,19 @@ inline void check_int8_linear_shapes(const char* op, const Tensor& x, const Tens
 // The kernel that a packed weight is for.
 inline const Int8Kernel& int8_kernel_of(const char* op, const Tensor& packed, int64_t n, int64_t k) {
   check_dtype(op, "packed", packed, ScalarType::Byte);
-  FASTCL_CHECK(packed.dim() == 1 && packed.size(0) == int8_packed_bytes(n, k) && packed.is_contiguous(), op,
-               ": packed must be int8_pack_weight's for a weight [", n, ", ", k, "], got ", shape(packed));
-  Int8PackedHeader header;
-  std::memcpy(&header, packed.const_data_ptr(), sizeof header);
+  Int8PackedHeader header = {};
+  const bool whole = packed.dim() == 1 && packed.is_contiguous() && packed.size(0) >= int8_packed_bytes(n, k);
+  if (whole) std::memcpy(&header, packed.const_data_ptr(), sizeof header);
+  const int64_t outliers = std::clamp<int64_t>(header.outliers, 0, kInt8MaxDepth);
+  const int64_t bytes =
+      header.layer ? int8_packed_layer_bytes(n, k, header.multiplied, outliers) : int8_packed_bytes(n, k);
+  FASTCL_CHECK(whole && packed.size(0) == bytes, op, ": packed must be int8_pack_weight's for a weight [", n, ", ", k,
+               "], got ", shape(packed));
   header.kernel[sizeof header.kernel - 1] = 0;
   const Int8Kernel* kernel = header.kernel[0] ? int8_kernel(header.kernel) : nullptr;
-  FASTCL_CHECK(kernel && header.n == n && header.k == k, op, ": packed must be int8_pack_weight's for a weight [", n,
-               ", ", k, "] and a kernel of this machine (", int8_kernel_names(), "), got [", header.n, ", ", header.k,
-               "] for '", header.kernel, "'");
+  FASTCL_CHECK(kernel && header.n == n && header.k == k && header.outliers == outliers, op,
+               ": packed must be int8_pack_weight's for a weight [", n, ", ", k, "] and a kernel of this machine (",
+               int8_kernel_names(), "), got [", header.n, ", ", header.k, "] for '", header.kernel, "'");
   FASTCL_CHECK(reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % 64 == 0, op,
                ": packed must stand on a multiple of 64 bytes");
   return *kernel;
@@ -65,9 +70,10 @@ struct Int8Activations {
   std::optional<Tensor> x_range, x_multiplier, outlier_columns, outlier_weight;
 };
 
-inline Tensor int8_pack(const Int8Kernel& kernel, const Tensor& weight, int64_t n, int64_t k) {
+// A weight [n, k], packed, in a block of so many bytes or just what it needs.
+inline Tensor int8_pack(const Int8Kernel& kernel, const Tensor& weight, int64_t n, int64_t k, int64_t bytes = 0) {
   const Tensor rows = as_contiguous(weight);
-  Tensor packed = new_tensor(weight, {int8_packed_bytes(n, k)}, ScalarType::Byte);
+  Tensor packed = new_tensor(weight, {std::max(bytes, int8_packed_bytes(n, k))}, ScalarType::Byte);
   int8_pack_weight(kernel, {static_cast<const int8_t*>(rows.const_data_ptr()), n, k,
                             static_cast<uint8_t*>(packed.mutable_data_ptr())});
   return packed;
@@ -113,40 +119,59 @@ inline void check_int8_values(const char* op, const Int8Activations& a, int64_t 
   }
 }
 
-// On the CPU, fills y, whose last dimension is n, with the product of x's rows of k values, as they stand or in
-// patches.
+// The layer in a packed block, for int8_kernel_of's kernel.
+inline Int8Linear int8_packed_layer(const char* op, const Tensor& packed) {
+  const auto* block = static_cast<const uint8_t*>(packed.const_data_ptr());
+  FASTCL_CHECK(reinterpret_cast<const Int8PackedHeader*>(block)->layer, op, ": packed must be a layer's, with scales");
+  return int8_packed_layer(block);
+}
+
+// What does not depend on x, y and bias.
+inline Int8Linear int8_layer(const char* op, int64_t n, int64_t k, const Tensor& weight_scale, const Int8Activations& a,
+                             const std::string& activation) {
+  check_int8_values(op, a, k);
+  Int8Linear p = {};
+  p.n = n, p.k = k;
+  p.weight_scale = floats(weight_scale);
+  p.mode = a.mode;
+  if (a.x_range) p.x_scale = floats(*a.x_range)[0], p.x_zero = static_cast<int32_t>(floats(*a.x_range)[1]);
+  if (a.x_multiplier) p.x_multiplier = floats(*a.x_multiplier);
+  if (a.outlier_columns) {
+    p.outliers = a.outlier_columns->size(0);
+    p.outlier_columns = static_cast<const int64_t*>(a.outlier_columns->const_data_ptr());
+    p.outlier_weight = floats(*a.outlier_weight);
+  }
+  p.activation = activation_by_name(op, activation);
+  return p;
+}
+
+// Fills y, as it lies in memory, with the layer's results for x's rows of p.k values, likewise.
+inline void run_int8_kernel(const char* op, const Int8Kernel& kernel, Int8Linear& p, const Tensor& x,
+                            const std::optional<Tensor>& bias, Tensor& y) {
+  std::optional<Tensor> bias_vector;
+  if (bias) bias_vector = float_vector(op, "bias", *bias, p.n), p.bias = floats(*bias_vector);
+  p.type = float_type(op, "x", x);
+  p.m = y.numel() / p.n;
+  if (p.m == 0) return;
+  p.x = x.const_data_ptr();
+  p.y = y.mutable_data_ptr();
+  prefer_huge_pages(p.y, size_t(y.numel() * size_of(p.type)));
+  kernel.linear(p);
+}
+
+// On the CPU, fills y with the product of x's rows, as they stand or in patches.
 inline void run_int8_linear(const char* op, const Tensor& x, const Int8Patches* patches, const Tensor& weight,
                             const Tensor& weight_scale, const std::optional<Tensor>& bias,
                             const std::optional<Tensor>& packed, const Int8Activations& a,
                             const std::string& activation, Tensor& y) {
   check_int8_weight(op, weight);
   const int64_t n = weight.size(0), k = weight.numel() / n;
-  check_int8_values(op, a, k);
-  const Tensor values = as_contiguous(x), scale = float_vector(op, "weight_scale", weight_scale, n);
+  const Tensor scale = float_vector(op, "weight_scale", weight_scale, n);
   const Tensor block = packed ? *packed : int8_pack(*int8_kernel("auto"), weight, n, k);
-  const Tensor bias_vector = bias ? float_vector(op, "bias", *bias, n) : scale;
-  const Int8Kernel& kernel = int8_kernel_of(op, block, n, k);
-  Int8Linear p = {};
-  p.x = values.const_data_ptr();
-  p.patches = patches;
-  p.type = float_type(op, "x", x);
-  p.m = y.numel() / n, p.k = k, p.n = n;
+  Int8Linear p = int8_layer(op, n, k, scale, a, activation);
   p.packed = static_cast<const uint8_t*>(block.const_data_ptr());
-  p.weight_scale = static_cast<const float*>(scale.const_data_ptr());
-  if (bias) p.bias = static_cast<const float*>(bias_vector.const_data_ptr());
-  p.mode = a.mode;
-  if (a.x_range) p.x_scale = floats(*a.x_range)[0], p.x_zero = static_cast<int32_t>(floats(*a.x_range)[1]);
-  if (a.x_multiplier) p.x_multiplier = static_cast<const float*>(a.x_multiplier->const_data_ptr());
-  if (a.outlier_columns) {
-    p.outliers = a.outlier_columns->size(0);
-    p.outlier_columns = static_cast<const int64_t*>(a.outlier_columns->const_data_ptr());
-    p.outlier_weight = static_cast<const float*>(a.outlier_weight->const_data_ptr());
-  }
-  p.activation = activation_by_name(op, activation);
-  if (y.numel() == 0) return;
-  p.y = y.mutable_data_ptr();
-  prefer_huge_pages(p.y, size_t(y.numel() * size_of(p.type)));
-  kernel.linear(p);
+  p.patches = patches;
+  run_int8_kernel(op, int8_kernel_of(op, block, n, k), p, as_contiguous(x), bias, y);
 }
 
 inline Tensor new_linear_output(const Tensor& x, int64_t n) {

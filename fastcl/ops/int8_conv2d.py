@@ -141,13 +141,27 @@ def _int8_conv2d_reference(
     return int8_linear_reference(patches, weight.flatten(1), weight_scale, bias, None, *how, activation)
 
 
-def _int8_conv2d_fake(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    stride, padding, dilation, _ = rest[-4:]
+def _out_sizes(
+    sizes: Sequence[int], kernel: Sequence[int], stride: list[int], padding: list[int], dilation: list[int]
+) -> list[int]:
     pads = (padding[2] + padding[3], padding[0] + padding[1])
-    sizes = [
-        (x.shape[i + 1] + pads[i] - dilation[i] * (weight.shape[i + 1] - 1) - 1) // stride[i] + 1 for i in range(2)
-    ]
+    return [(sizes[i] + pads[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)]
+
+
+def _int8_conv2d_fake(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    sizes = _out_sizes(x.shape[1:3], weight.shape[1:3], *rest[-4:-1])
     return x.new_empty((x.shape[0], *sizes, weight.shape[0]))
+
+
+def _int8_conv2d_packed_reference(x: Tensor, packed: Tensor, *rest: Any) -> Tensor:
+    raise RuntimeError("int8_conv2d_packed: packed is for the native CPU kernels, which do not run here")
+
+
+def _int8_conv2d_packed_fake(x: Tensor, packed: Tensor, bias: Tensor | None, n: int, *geometry: Any) -> Tensor:
+    if x.device != packed.device:
+        raise RuntimeError(f"int8_conv2d_packed: packed must be on x's device {x.device}, got {packed.device}")
+    sizes = (x.shape[0], n, *_out_sizes(x.shape[2:], *geometry))
+    return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def _autograd(ops: Any) -> tuple[Any, Any]:
@@ -184,4 +198,5 @@ def _autograd(ops: Any) -> tuple[Any, Any]:
     return setup_context, backward
 
 
+register("int8_conv2d_packed", _int8_conv2d_packed_reference, _int8_conv2d_packed_fake)
 register("int8_conv2d", _int8_conv2d_reference, _int8_conv2d_fake, _autograd)

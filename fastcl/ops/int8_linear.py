@@ -268,18 +268,40 @@ def _int8_linear_fake(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
-def _packed_bytes(weight: Tensor) -> Any:
-    """What ``csrc/int8_linear/int8_linear.h`` says: header, sums and weight, N rounded up to 32 and K to 16."""
+def _packed_bytes(
+    weight: Tensor,
+    weight_scale: Tensor | None = None,
+    x_range: Tensor | None = None,
+    x_multiplier: Tensor | None = None,
+    outlier_columns: Tensor | None = None,
+    *rest: Any,
+) -> Any:
+    """Of the block in ``csrc/int8_linear/int8_linear.h``: N rounded up to 32, K to 16."""
     n, k = weight.shape
-    return 64 + (n + 31) // 32 * 32 * (4 + (k + 15) // 16 * 16)
+    n32, k16 = (n + 31) // 32 * 32, (k + 15) // 16 * 16
+    size = 64 + n32 * (4 + k16)
+    if weight_scale is None:
+        return size
+    outliers = 0 if outlier_columns is None else len(outlier_columns)
+    return size + 4 * n32 + (0 if x_multiplier is None else 4 * k16) + outliers * (8 + 4 * n)
 
 
-def _int8_pack_weight_reference(weight: Tensor, kernel: str) -> Tensor:
-    return weight.new_zeros(_packed_bytes(weight), dtype=torch.uint8)  # no kernel's: int8_linear refuses it
+def _int8_pack_weight_reference(weight: Tensor, kernel: str, *layer: Any) -> Tensor:
+    return weight.new_zeros(_packed_bytes(weight, *layer), dtype=torch.uint8)  # no kernel's: int8_linear refuses it
 
 
-def _int8_pack_weight_fake(weight: Tensor, kernel: str) -> Tensor:
-    return weight.new_empty(_packed_bytes(weight), dtype=torch.uint8)
+def _int8_pack_weight_fake(weight: Tensor, kernel: str, *layer: Any) -> Tensor:
+    return weight.new_empty(_packed_bytes(weight, *layer), dtype=torch.uint8)
+
+
+def _int8_linear_packed_reference(x: Tensor, packed: Tensor, bias: Tensor | None, n: int) -> Tensor:
+    raise RuntimeError("int8_linear_packed: packed is for the native CPU kernels, which do not run here")
+
+
+def _int8_linear_packed_fake(x: Tensor, packed: Tensor, bias: Tensor | None, n: int) -> Tensor:
+    if x.device != packed.device:
+        raise RuntimeError(f"int8_linear_packed: packed must be on x's device {x.device}, got {packed.device}")
+    return x.new_empty((*x.shape[:-1], n))
 
 
 def _autograd(ops: Any) -> tuple[Any, Any]:
@@ -323,4 +345,5 @@ def float_columns(
 
 
 register("int8_pack_weight", _int8_pack_weight_reference, _int8_pack_weight_fake)
+register("int8_linear_packed", _int8_linear_packed_reference, _int8_linear_packed_fake)
 register("int8_linear", int8_linear_reference, _int8_linear_fake, _autograd)

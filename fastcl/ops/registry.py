@@ -141,6 +141,11 @@ def constant_in_graphs(function: Function) -> Function:
     return function
 
 
+def runs_plainly() -> bool:
+    """Whether an op is called for its result alone, on the native kernels: no gradient, graph or other backend."""
+    return _namespaces[_backend] == "fastcl" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
 @constant_in_graphs
 def runs_native(name: str, device_type: str) -> bool:
     """Whether the op `name` runs a native kernel on tensors of that device, under the backend in force."""

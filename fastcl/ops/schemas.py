@@ -19,7 +19,12 @@ SCHEMAS: dict[str, str] = {
         "(Tensor grad_losses, Tensor z0, Tensor z1, Tensor scale, Tensor losses, str precision)"
         " -> (Tensor grad_z, Tensor grad_scale)"
     ),
-    "int8_pack_weight": "(Tensor weight, str kernel) -> Tensor",
+    "int8_pack_weight": (
+        "(Tensor weight, str kernel, Tensor? weight_scale=None, Tensor? x_range=None, Tensor? x_multiplier=None,"
+        " Tensor? outlier_columns=None, Tensor? outlier_weight=None, str mode='dynamic', str activation='none')"
+        " -> Tensor"
+    ),
+    "int8_linear_packed": "(Tensor x, Tensor packed, Tensor? bias, int n) -> Tensor",
     "int8_linear": (
         "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? packed, Tensor? x_range,"
         " Tensor? x_multiplier, Tensor? outlier_columns, Tensor? outlier_weight, str mode, str activation) -> Tensor"
@@ -56,5 +61,9 @@ SCHEMAS: dict[str, str] = {
         "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, Tensor? packed, Tensor? x_range,"
         " Tensor? x_multiplier, Tensor? outlier_columns, Tensor? outlier_weight, str mode, int[] stride,"
         " int[] padding, int[] dilation, str activation) -> Tensor"
+    ),
+    "int8_conv2d_packed": (
+        "(Tensor x, Tensor packed, Tensor? bias, int n, int[] kernel, int[] stride, int[] padding, int[] dilation)"
+        " -> Tensor"
     ),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,10 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastcl.ops import int8_conv2d, int8_linear, int8_pack_weight
+from fastcl.ops import int8_conv2d, int8_linear
 from fastcl.ops.checks import FLOAT_DTYPES
 from fastcl.ops.int8_linear import ACTIVATIONS, MAX_DEPTH, MAX_DEPTH_UNSIGNED, MODES
-from fastcl.ops.registry import op
+from fastcl.ops.registry import op, runs_native, runs_plainly
+
+_linear_packed: Any = torch.ops.fastcl.int8_linear_packed
+_conv2d_packed: Any = torch.ops.fastcl.int8_conv2d_packed
+_PACKED_NAMES = frozenset(  # what the packed weight is made of
+    ("weight", "weight_scale", "x_range", "x_multiplier", "outlier_columns", "outlier_weight", "mode", "activation")
+)
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,16 +122,30 @@ class _Int8Layer(nn.Module):
         self.activation = activation
         self._packed: Tensor | None = None
 
+    # Without gradients, graphs and other backends than the native one the layers call an op on the packed weight, with
+    # next to no look at x in Python: that takes as long as the product of a row.
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in _PACKED_NAMES:
+            self._packed = None
+
     def _pack(self) -> Tensor | None:
-        if torch.compiler.is_exporting():  # what is exported runs on other machines too
-            return None
-        if self._packed is None:
-            weight = self.weight.flatten(1)
-            if torch.compiler.is_compiling():
-                self._packed = int8_pack_weight(weight)
-            else:
-                with torch.inference_mode(False):  # it outlives the caller's inference mode
-                    self._packed = int8_pack_weight(weight)
+        if torch.compiler.is_exporting() or self.weight.device.type != "cpu":  # an export runs on other machines too,
+            return None  # and other devices read the weight as it stands
+        if self._packed is None and runs_native("int8_pack_weight", "cpu"):
+            with nullcontext() if torch.compiler.is_compiling() else torch.inference_mode(False):
+                self._packed = op("int8_pack_weight", self.weight)(  # it outlives the caller's inference mode
+                    self.weight.flatten(1),
+                    "auto",
+                    self.weight_scale,
+                    self.x_range,
+                    self.x_multiplier,
+                    self.outlier_columns,
+                    self.outlier_weight,
+                    self.mode,
+                    self.activation,
+                )
         return self._packed
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -219,7 +240,7 @@ class Int8Linear(_Int8Layer):
     The gradient reaches the input and the bias; the weight is fixed.
 
     Attributes:
-        weight: int8 [out_features, in_features]. Change it by ``load_state_dict`` only.
+        weight: int8 [out_features, in_features]. Change it and the other buffers by ``load_state_dict`` only.
         weight_scale: float32 [out_features]; it stays float32 through ``half()`` and the like.
         bias: [out_features], or None.
     """
@@ -274,9 +295,14 @@ class Int8Linear(_Int8Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] → [..., out_features] of ``x``'s dtype."""
-        tensors, packed = self._buffers, self._packed  # by name rather than as attributes: a row's product is as long
+        packed = self._packed
         bias: Tensor | None = self._parameters["bias"]
-        weight: Any = tensors["weight"]
+        if packed is not None and (bias is None or bias.dtype == torch.float32) and runs_plainly():
+            try:
+                return _linear_packed(x, packed, bias, self.out_features)  # type: ignore[no-any-return]
+            except RuntimeError:
+                pass  # what was wrong with x is said below, or done
+        weight = self.weight
         if x.dtype not in FLOAT_DTYPES or x.shape[-1:] != (self.in_features,) or x.device != weight.device:
             return int8_linear(x, weight, self.weight_scale, bias)  # raises, and says what is wrong with x
         if bias is not None and bias.dtype != torch.float32:
@@ -284,13 +310,13 @@ class Int8Linear(_Int8Layer):
         return op("int8_linear", x)(  # type: ignore[no-any-return]
             x,
             weight,
-            tensors["weight_scale"],
+            self.weight_scale,
             bias,
-            self._pack() if packed is None or torch.compiler.is_exporting() else packed,
-            tensors["x_range"],
-            tensors["x_multiplier"],
-            tensors["outlier_columns"],
-            tensors["outlier_weight"],
+            self._pack(),
+            self.x_range,
+            self.x_multiplier,
+            self.outlier_columns,
+            self.outlier_weight,
             self.mode,
             self.activation,
         )
@@ -372,6 +398,20 @@ class Int8Conv2d(_Int8Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_channels, H, W] or [in_channels, H, W] → the same with out_channels, of ``x``'s dtype."""
+        packed = self._packed  # None with groups
+        bias: Tensor | None = self._parameters["bias"]
+        if (
+            packed is not None
+            and (bias is None or bias.dtype == torch.float32)
+            and runs_plainly()
+            and self.padding_mode == "zeros"
+            and x.is_contiguous(memory_format=torch.channels_last)
+        ):
+            try:
+                geometry = (self.kernel_size, self.stride, self._pad, self.dilation)
+                return _conv2d_packed(x, packed, bias, self.out_channels, *geometry)  # type: ignore[no-any-return]
+            except RuntimeError:
+                pass  # what was wrong with x is said below, or done
         if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
             raise ValueError(f"Int8Conv2d: x must be [B, {self.in_channels}, H, W], got {list(x.shape)}")
         images, pad = x if x.dim() == 4 else x[None], self._pad
