@@ -546,13 +546,20 @@ void augment_apply(const AugmentApply* views, int64_t count) {
       for (int64_t v = 0; v < count; ++v) make(views[v], i, &planes.of(views[v]), nullptr);
     return;
   }
-  // Images differ in work: a thread that is done takes the next one.
-  std::atomic<int64_t> next{0};
-  parallel_for(std::min(n, threads), 1, [&](int64_t, int64_t) {
+  // Each thread begins with images of its own, the same in every batch, which its cache may still have. They differ in
+  // work: a thread that is done goes on with those of the others.
+  const int64_t parts = std::min(n, threads);
+  std::vector<std::atomic<int64_t>> next(parts);
+  for (int64_t part = 0; part < parts; ++part) next[part].store(n * part / parts, std::memory_order_relaxed);
+  parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
     PerSize<Planes> planes;
     PerSize<Lines> lines;
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;)
-      for (int64_t v = 0; v < count; ++v) make(views[v], i, &planes.of(views[v]), &lines.of(views[v]));
+    for (int64_t first = begin; first < end; ++first)
+      for (int64_t part = first; part < first + parts; ++part) {
+        const int64_t past = n * (part % parts + 1) / parts;
+        for (int64_t i; (i = next[part % parts].fetch_add(1, std::memory_order_relaxed)) < past;)
+          for (int64_t v = 0; v < count; ++v) make(views[v], i, &planes.of(views[v]), &lines.of(views[v]));
+      }
     rows.stream_end();
   });
 }
