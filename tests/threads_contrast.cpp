@@ -6,7 +6,6 @@
 #include <random>
 #include <vector>
 
-#include "common/team.h"
 #include "ntxent/ntxent.h"
 #include "std_threads.h"
 
@@ -31,27 +30,6 @@ bool same(const std::vector<float>& a, const std::vector<float>& b) {
   return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
-// Every item once, in many small jobs of one team, and an error of the leader comes back to the caller.
-int check_team() {
-  int wrong = 0;
-  fastcl::Team::run(fastcl::thread_count(), [&](fastcl::Team& team) {
-    for (int64_t n : {0, 1, 2, 7, 1000})
-      for (int64_t grain : {1, 3, 64}) {
-        std::vector<int> seen(n, 0);
-        team.parallel_for(n, grain, [&](int64_t begin, int64_t end) {
-          for (int64_t i = begin; i < end; ++i) ++seen[i];
-        });
-        wrong += static_cast<int>(n - std::count(seen.begin(), seen.end(), 1));
-      }
-  });
-  try {
-    fastcl::Team::run(fastcl::thread_count(), [](fastcl::Team&) { throw 1; });
-    ++wrong;
-  } catch (int) {
-  }
-  return wrong;
-}
-
 }  // namespace
 
 int main() {
@@ -66,7 +44,6 @@ int main() {
       const Result alone = compute(z0, z1, n, dim);
       for (int threads : {2, 3, 8}) {
         fastcl::threads = threads;
-        if (const int wrong = check_team()) return std::printf("team of %d: %d wrong\n", threads, wrong), 1;
         const Result together = compute(z0, z1, n, dim);
         if (!same(alone.losses, together.losses) || !same(alone.grad, together.grad) ||
             alone.grad_scale != together.grad_scale)

@@ -16,7 +16,6 @@
 #include <vector>
 
 #include "common/buffer.h"
-#include "common/team.h"
 
 namespace fastcl {
 
@@ -70,11 +69,8 @@ struct ContrastBackward {
   float* grad_k;          // k's padded shape, null: not wanted, or symmetric
 };
 
-// Threads that both passes are worth: fewer are done before another has woken.
-int64_t contrast_threads(int64_t rows, int64_t cols, int64_t dim);
-
-void contrast_forward(const Contrast& problem, const ContrastForward& out, Team& team);
-void contrast_backward(const Contrast& problem, const ContrastBackward& out, Team& team);
+void contrast_forward(const Contrast& problem, const ContrastForward& out);
+void contrast_backward(const Contrast& problem, const ContrastBackward& out);
 
 // The name of the instruction set in use.
 const char* contrast_instruction_set();

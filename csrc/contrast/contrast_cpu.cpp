@@ -9,7 +9,7 @@
 #include <memory>
 
 #include "common/cpu.h"
-#include "common/team.h"
+#include "common/parallel.h"
 #include "contrast/contrast.h"
 #include "contrast/contrast_tiles.h"
 
@@ -21,16 +21,16 @@ constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
 constexpr float kLargestPlainLogit = 50.f;
 constexpr int kTilesWanted = 10;  // blocks of rows that keep a handful of threads busy
 constexpr int64_t kMinGroup = 4;
-constexpr int64_t kThreadFlop = 16 << 20;  // of a thread in the forward pass, at least
+constexpr int64_t kThreadFlop = 16 << 20;  // of a thread in one pass, at least: fewer are done before another has woken
+constexpr int kSpins = 5000;               // of waiting, some hundred microseconds, before a thread sleeps
 
 // Of a processor's cache, or what is usual.
 int64_t cache_bytes(int level) {
-  const int64_t usual = level == 2 ? 2 << 20 : 30 << 20;
 #if defined(_SC_LEVEL2_CACHE_SIZE) && defined(_SC_LEVEL3_CACHE_SIZE)
   const int64_t bytes = sysconf(level == 2 ? _SC_LEVEL2_CACHE_SIZE : _SC_LEVEL3_CACHE_SIZE);
   if (bytes > 0) return bytes;
 #endif
-  return usual;
+  return level == 2 ? 2 << 20 : 30 << 20;
 }
 
 // Of a tile and its operands.
@@ -82,10 +82,9 @@ struct Scratch {
 // number of threads, with one copy of the result and no barrier. A thread forms its tile before it waits for its turn.
 class TilePass {
  public:
-  TilePass(const Contrast& problem, const ContrastKernels& kernels, Team& team)
+  TilePass(const Contrast& problem, const ContrastKernels& kernels)
       : p_(problem),
         kernels_(kernels),
-        team_(team),
         q_(*problem.q),
         k_(problem.k ? *problem.k : *problem.q),
         symmetric_(problem.k == nullptr),
@@ -126,14 +125,12 @@ class TilePass {
     if (!symmetric_ && columns_) set_weights(out.col_lse, out.grad_col, k_, col_weight_, col_lse_);
     grad_q_ = out.grad_q;
     grad_k_ = symmetric_ ? out.grad_q : out.grad_k;
-    team_.parallel_for(q_.padded_count(), Team::grain_of(q_.stride()), [&](int64_t begin, int64_t end) {
+    parallel_for(q_.padded_count(), grain_of(q_.stride()), [&](int64_t begin, int64_t end) {
       if (out.grad_q) std::fill(out.grad_q + begin * q_.stride(), out.grad_q + end * q_.stride(), 0.f);
     });
-    team_.parallel_for(symmetric_ ? 0 : k_.padded_count(), Team::grain_of(k_.stride()),
-                       [&](int64_t begin, int64_t end) {
-                         if (out.grad_k)
-                           std::fill(out.grad_k + begin * k_.stride(), out.grad_k + end * k_.stride(), 0.f);
-                       });
+    parallel_for(symmetric_ ? 0 : k_.padded_count(), grain_of(k_.stride()), [&](int64_t begin, int64_t end) {
+      if (out.grad_k) std::fill(out.grad_k + begin * k_.stride(), out.grad_k + end * k_.stride(), 0.f);
+    });
     run(Pass::kGradient);
   }
 
@@ -172,13 +169,13 @@ class TilePass {
     const int64_t step = kernels_.cols_step, count = (k_.count() + step - 1) / step;
     panels_ = Buffer<float>(count * words_ * step);
     const float factor = static_cast<float>(p_.scale * kLog2E);
-    team_.parallel_for(count, Team::grain_of(step * q_.stride()), [&](int64_t begin, int64_t end) {
+    parallel_for(count, grain_of(step * q_.stride()), [&](int64_t begin, int64_t end) {
       for (int64_t panel = begin; panel < end; ++panel)
         kernels_.pack_panel(k_.row(0), k_.count(), k_.stride(), panel, factor, panels_.get() + panel * words_ * step);
     });
     if (kernels_.pack == 1) return;
     rows_as_words_ = Buffer<float>(q_.padded_count() * words_);
-    team_.parallel_for(q_.padded_count(), Team::grain_of(q_.stride()), [&](int64_t begin, int64_t end) {
+    parallel_for(q_.padded_count(), grain_of(q_.stride()), [&](int64_t begin, int64_t end) {
       kernels_.pack_words(q_.row(begin), end - begin, q_.stride(), rows_as_words_.get() + begin * words_);
     });
   }
@@ -201,10 +198,11 @@ class TilePass {
     for (auto& turn : col_turn_) turn.store(0, std::memory_order_relaxed);
     next_tile_.store(0);
     const int64_t tiles = row_blocks_ * (symmetric_ ? row_blocks_ + 1 : 2 * col_blocks_) / 2;
-    const int64_t threads = std::min(team_.threads(), tiles);
+    const int64_t flop = (pass == Pass::kGradient ? 6 : 2) * tiles * tile_ * tile_ * q_.stride();
+    const int64_t threads = std::min<int64_t>({thread_count(), tiles, std::max<int64_t>(1, flop / kThreadFlop)});
     std::vector<std::unique_ptr<Scratch>> scratch(threads);
     for (auto& each : scratch) each = new_scratch(pass);
-    team_.parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t thread = begin; thread < end; ++thread) work(pass, *scratch[thread]);
     });
   }
@@ -256,8 +254,15 @@ class TilePass {
 
   std::atomic<int>& col_turn(int64_t J) { return symmetric_ ? row_turn_[J] : col_turn_[J]; }
 
+  // Spins for a moment, then sleeps: an idle processor can then take over the thread that is waited for, should another
+  // process have taken its own.
   static void wait(const std::atomic<int>& turn, int mine) {
-    for (int now; (now = turn.load(std::memory_order_acquire)) != mine;) wait_while(turn, now);
+    int now, spins = 0;
+    while ((now = turn.load(std::memory_order_acquire)) != mine)
+      if (++spins > kSpins)
+        turn.wait(now, std::memory_order_acquire);
+      else
+        cpu_relax();
   }
 
   static void pass_on(std::atomic<int>& turn, int mine) {
@@ -363,7 +368,6 @@ class TilePass {
 
   const Contrast& p_;
   const ContrastKernels& kernels_;
-  Team& team_;
   const PaddedRows& q_;
   const PaddedRows& k_;
   const bool symmetric_, safe_;
@@ -395,16 +399,12 @@ PaddedRows::PaddedRows(int64_t count, int64_t dim)
 
 float dot_rows(const float* a, const float* b, int64_t stride) { return float32_kernels().dot(a, b, stride); }
 
-int64_t contrast_threads(int64_t rows, int64_t cols, int64_t dim) {
-  return std::clamp<int64_t>(2 * rows * cols * dim / kThreadFlop, 1, thread_count());
+void contrast_forward(const Contrast& problem, const ContrastForward& out) {
+  TilePass(problem, kernels_for(problem.bf16_products)).forward(out);
 }
 
-void contrast_forward(const Contrast& problem, const ContrastForward& out, Team& team) {
-  TilePass(problem, kernels_for(problem.bf16_products), team).forward(out);
-}
-
-void contrast_backward(const Contrast& problem, const ContrastBackward& out, Team& team) {
-  TilePass(problem, kernels_for(problem.bf16_products), team).backward(out);
+void contrast_backward(const Contrast& problem, const ContrastBackward& out) {
+  TilePass(problem, kernels_for(problem.bf16_products)).backward(out);
 }
 
 const char* contrast_instruction_set() {

@@ -4,7 +4,7 @@
 #include <optional>
 #include <vector>
 
-#include "common/team.h"
+#include "common/parallel.h"
 #include "contrast/contrast.h"
 #include "ntxent/ntxent.h"
 #include "ntxent/ntxent_math.h"
@@ -31,9 +31,8 @@ struct UnitRows {
   int64_t n;
   bool finite;
 
-  UnitRows(const void* z0, const void* z1, FloatType type, int64_t n, int64_t dim, Team& team)
-      : z(2 * n, dim), norm(2 * n), n(n) {
-    team.parallel_for(2 * n, Team::grain_of(dim), [&](int64_t begin, int64_t end) {
+  UnitRows(const void* z0, const void* z1, FloatType type, int64_t n, int64_t dim) : z(2 * n, dim), norm(2 * n), n(n) {
+    parallel_for(2 * n, grain_of(dim), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         float* row = z.row(i);
         load_floats(i < n ? z0 : z1, type, (i < n ? i : i - n) * dim, dim, row);
@@ -56,12 +55,14 @@ struct UnitRows {
 
 void fill_nan(float* values, int64_t count) { std::fill_n(values, count, std::numeric_limits<float>::quiet_NaN()); }
 
-void forward(const NtxentForward& p, Team& team) {
-  const UnitRows rows(p.z0, p.z1, p.type, p.n, p.dim, team);
+}  // namespace
+
+void ntxent_forward(const NtxentForward& p) {
+  const UnitRows rows(p.z0, p.z1, p.type, p.n, p.dim);
   if (!rows.finite || !std::isfinite(p.scale)) return fill_nan(p.losses, 2 * p.n);
   std::vector<double> negatives(2 * p.n);
-  contrast_forward(rows.problem(p.scale, p.bf16_products), {negatives.data(), nullptr}, team);
-  team.parallel_for(p.n, Team::grain_of(2 * p.dim), [&](int64_t begin, int64_t end) {
+  contrast_forward(rows.problem(p.scale, p.bf16_products), {negatives.data(), nullptr});
+  parallel_for(p.n, grain_of(2 * p.dim), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const double positive = double(p.scale) * rows.positive_cosine(i);
       for (int64_t row : {i, i + p.n}) {
@@ -72,23 +73,21 @@ void forward(const NtxentForward& p, Team& team) {
   });
 }
 
-void backward(const NtxentBackward& p, Team& team) {
+void ntxent_backward(const NtxentBackward& p) {
   const int64_t count = 2 * p.n;
-  const UnitRows rows(p.z0, p.z1, p.type, p.n, p.dim, team);
+  const UnitRows rows(p.z0, p.z1, p.type, p.n, p.dim);
   std::vector<float> lse(count), pull(count);
-  team.parallel_for(p.n, Team::grain_of(2 * p.dim), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const double positive = double(p.scale) * rows.positive_cosine(i);
-      double sum = 0;  // of grad (p_positive - 1) over the pair's two rows
-      for (int64_t row : {i, i + p.n}) {
-        lse[row] = static_cast<float>(positive + p.losses[row]);
-        sum += p.grad_losses[row] * ntxent_positive_gradient(double(p.losses[row]));
-      }
-      pull[i] = pull[i + p.n] = static_cast<float>(p.scale * sum);
+  bool finite = rows.finite && std::isfinite(p.scale);
+  for (int64_t i = 0; i < p.n; ++i) {
+    const double positive = double(p.scale) * rows.positive_cosine(i);
+    double sum = 0;  // of grad (p_positive - 1) over the pair's two rows
+    for (int64_t row : {i, i + p.n}) {
+      lse[row] = static_cast<float>(positive + p.losses[row]);
+      sum += p.grad_losses[row] * ntxent_positive_gradient(double(p.losses[row]));
+      finite = finite && std::isfinite(p.grad_losses[row]);
     }
-  });
-  const bool finite = rows.finite && std::isfinite(p.scale) &&
-                      std::all_of(p.grad_losses, p.grad_losses + count, [](float grad) { return std::isfinite(grad); });
+    pull[i] = pull[i + p.n] = static_cast<float>(p.scale * sum);
+  }
   if (!finite) {
     std::vector<float> row(p.dim);
     fill_nan(row.data(), p.dim);
@@ -102,10 +101,10 @@ void backward(const NtxentBackward& p, Team& team) {
   if (!in_place) buffer.emplace(count, p.dim);
   float* grad = in_place ? static_cast<float*>(p.grad_z) : buffer->row(0);
   contrast_backward(rows.problem(p.scale, p.bf16_products),
-                    {lse.data(), p.grad_losses, nullptr, nullptr, grad, nullptr}, team);
+                    {lse.data(), p.grad_losses, nullptr, nullptr, grad, nullptr});
 
   std::vector<float> along(count);  // of each row's gradient, its part along the row
-  team.parallel_for(count, Team::grain_of(2 * p.dim), [&](int64_t begin, int64_t end) {
+  parallel_for(count, grain_of(2 * p.dim), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const float* z = rows.z.row(i);
       const float* positive = rows.z.row(rows.positive(i));
@@ -124,16 +123,6 @@ void backward(const NtxentBackward& p, Team& team) {
   for (float part : along) sum += part;
   // The loss depends on scale <z_i, z_j> alone: d/dscale is half of the sum of d/dlog|z_i|, over scale.
   *p.grad_scale = static_cast<float>(sum / (2.0 * p.scale));
-}
-
-}  // namespace
-
-void ntxent_forward(const NtxentForward& p) {
-  Team::run(contrast_threads(2 * p.n, 2 * p.n, p.dim), [&](Team& team) { forward(p, team); });
-}
-
-void ntxent_backward(const NtxentBackward& p) {
-  Team::run(contrast_threads(2 * p.n, 2 * p.n, p.dim), [&](Team& team) { backward(p, team); });
 }
 
 }  // namespace fastcl

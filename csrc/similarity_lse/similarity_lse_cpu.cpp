@@ -5,7 +5,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "common/team.h"
+#include "common/parallel.h"
 #include "contrast/contrast.h"
 #include "similarity_lse/similarity_lse.h"
 
@@ -42,9 +42,9 @@ class GroupNumbers {
   std::unordered_map<int64_t, int32_t> numbers_;
 };
 
-PaddedRows padded_rows(const void* data, FloatType type, int64_t rows, int64_t dim, Team& team) {
+PaddedRows padded_rows(const void* data, FloatType type, int64_t rows, int64_t dim) {
   PaddedRows out(rows, dim);
-  team.parallel_for(rows, Team::grain_of(dim), [&](int64_t begin, int64_t end) {
+  parallel_for(rows, grain_of(dim), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) load_floats(data, type, i * dim, dim, out.row(i));
   });
   return out;
@@ -72,8 +72,8 @@ struct Prepared {
   std::vector<int32_t> q_group, k_group;
   Contrast contrast;
 
-  Prepared(const SimilarityLse& p, Team& team) : q(padded_rows(p.q, p.type, p.rows, p.dim, team)) {
-    if (!p.symmetric) k.emplace(padded_rows(p.k, p.type, p.cols, p.dim, team));
+  explicit Prepared(const SimilarityLse& p) : q(padded_rows(p.q, p.type, p.rows, p.dim)) {
+    if (!p.symmetric) k.emplace(padded_rows(p.k, p.type, p.cols, p.dim));
     if (p.grouped) {
       GroupNumbers numbers(p.q_group, p.rows, p.k_group, p.symmetric ? 0 : p.cols);
       q_group = numbers(p.q_group, p.rows);
@@ -93,8 +93,8 @@ struct Prepared {
   bool finite() const { return std::isfinite(contrast.largest_logit); }
 };
 
-void store_rows(const PaddedRows& rows, FloatType type, void* out, Team& team) {
-  team.parallel_for(rows.count(), Team::grain_of(rows.dim()), [&](int64_t begin, int64_t end) {
+void store_rows(const PaddedRows& rows, FloatType type, void* out) {
+  parallel_for(rows.count(), grain_of(rows.dim()), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) store_floats(rows.row(i), rows.dim(), type, i * rows.dim(), out);
   });
 }
@@ -103,23 +103,23 @@ void fill_nan(FloatType type, int64_t count, void* out) {
   for (int64_t i = 0; i < count; ++i) store_floats(&kNan, 1, type, i, out);
 }
 
-int64_t threads_for(const SimilarityLse& p) { return contrast_threads(p.rows, p.symmetric ? p.rows : p.cols, p.dim); }
+}  // namespace
 
-void forward(const SimilarityLse& p, const SimilarityLseForward& out, Team& team) {
-  const Prepared prepared(p, team);
+void similarity_lse_forward(const SimilarityLse& p, const SimilarityLseForward& out) {
+  const Prepared prepared(p);
   if (!prepared.finite()) {
     std::fill_n(out.row_lse, p.rows, kNan);
     if (out.col_lse) std::fill_n(out.col_lse, p.cols, kNan);
     return;
   }
   std::vector<double> row_lse(p.rows), col_lse(out.col_lse ? p.cols : 0);
-  contrast_forward(prepared.contrast, {row_lse.data(), out.col_lse ? col_lse.data() : nullptr}, team);
+  contrast_forward(prepared.contrast, {row_lse.data(), out.col_lse ? col_lse.data() : nullptr});
   std::copy(row_lse.begin(), row_lse.end(), out.row_lse);
   std::copy(col_lse.begin(), col_lse.end(), out.col_lse);
 }
 
-void backward(const SimilarityLse& p, const SimilarityLseBackward& out, Team& team) {
-  const Prepared prepared(p, team);
+void similarity_lse_backward(const SimilarityLse& p, const SimilarityLseBackward& out) {
+  const Prepared prepared(p);
   const auto finite = [](const float* values, int64_t count) {
     return !values || std::all_of(values, values + count, [](float value) { return std::isfinite(value); });
   };
@@ -132,28 +132,16 @@ void backward(const SimilarityLse& p, const SimilarityLseBackward& out, Team& te
   std::optional<PaddedRows> grad_q, grad_k;
   if (out.grad_q) grad_q.emplace(p.rows, p.dim);
   if (out.grad_k) grad_k.emplace(p.cols, p.dim);
-  contrast_backward(prepared.contrast,
-                    {out.row_lse, out.grad_row, out.col_lse, out.grad_col, grad_q ? grad_q->row(0) : nullptr,
-                     grad_k ? grad_k->row(0) : nullptr},
-                    team);
+  contrast_backward(prepared.contrast, {out.row_lse, out.grad_row, out.col_lse, out.grad_col,
+                                        grad_q ? grad_q->row(0) : nullptr, grad_k ? grad_k->row(0) : nullptr});
   double sum = 0;
   if (grad_q) {
     // s depends on scale q alone: scale d/dscale = sum of <q_i, d/dq_i>; where k is q, that counts each pair twice.
     for (int64_t i = 0; i < p.rows; ++i) sum += dot_rows(prepared.q.row(i), grad_q->row(i), prepared.q.stride());
-    store_rows(*grad_q, p.type, out.grad_q, team);
+    store_rows(*grad_q, p.type, out.grad_q);
   }
-  if (grad_k) store_rows(*grad_k, p.type, out.grad_k, team);
+  if (grad_k) store_rows(*grad_k, p.type, out.grad_k);
   *out.grad_scale = static_cast<float>(sum / ((p.symmetric ? 2.0 : 1.0) * p.scale));
-}
-
-}  // namespace
-
-void similarity_lse_forward(const SimilarityLse& p, const SimilarityLseForward& out) {
-  Team::run(threads_for(p), [&](Team& team) { forward(p, out, team); });
-}
-
-void similarity_lse_backward(const SimilarityLse& p, const SimilarityLseBackward& out) {
-  Team::run(threads_for(p), [&](Team& team) { backward(p, out, team); });
 }
 
 }  // namespace fastcl
