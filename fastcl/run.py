@@ -347,6 +347,10 @@ def compress(out: Path, config: LadderConfig, *, reporter: Reporter | None = Non
     run_config, images = load_run(out)
     if images.kind != "images":
         raise RunError(f"{out} holds a run on {images.kind}; smaller encoders are made for images alone")
+    if run_config.dp_epsilon is not None:
+        raise RunError(
+            f"{out} holds a run with differential privacy; smaller encoders would be learnt from its images without"
+        )
     with _exclusive(out), termination_raises(), _threads(run_config.threads or torch.get_num_threads()):
         try:
             encoder, _ = load_encoder(out / FILES["encoder"])

@@ -21,12 +21,13 @@ from run_helpers import TINY, tiny_flags
 from fastcl import private
 from fastcl.checkpoint import load_encoder
 from fastcl.cli import main
+from fastcl.compress.ladder import LadderConfig
 from fastcl.config import RunConfig, make_config
 from fastcl.data import load
-from fastcl.errors import ConfigError, MissingExtraError
+from fastcl.errors import ConfigError, MissingExtraError, RunError
 from fastcl.pretrain import Pretraining
 from fastcl.private import PrivatePretraining, noise_multiplier
-from fastcl.run import run
+from fastcl.run import compress, run
 
 PRIVATE = TINY | {"dp_epsilon": 8.0, "epochs": 1, "dp_group": 4, "dp_clip": 0.5}
 
@@ -202,6 +203,8 @@ def test_a_private_run(tmp_path: Path):
         assert (encoder.config.norm, encoder.config.mean) == ("group", (0.5,))
     assert any(isinstance(module, nn.GroupNorm) for module in encoder.modules())
     assert np.isfinite(metrics["final_loss"])
+    with pytest.raises(RunError, match="smaller encoders would be learnt from its images without"):
+        compress(tmp_path, LadderConfig())
 
 
 def test_stopped_it_goes_on(images: Tensor, tmp_path: Path):
