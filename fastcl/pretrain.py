@@ -61,11 +61,16 @@ def _transform_and_encoder(images: Tensor, config: RunConfig) -> tuple[Compose |
         return views, TextEncoder(TextEncoderConfig(length, config.width))
     channels, size = images.shape[1:3]
     if config.dp_epsilon is None:
-        norm, (mean, std) = "batch", image_statistics(images)
+        mean, std = image_statistics(images)
     else:  # nothing that follows from the images
-        norm, mean, std = "group", (0.5,) * channels, (0.25,) * channels
+        mean, std = (0.5,) * channels, (0.25,) * channels
     transform = build_transform(config.recipe, size, mean, std, config.seed)
-    return transform, Encoder(EncoderConfig(channels, size, config.width, mean, std, norm=norm))
+    return transform, Encoder(EncoderConfig(channels, size, config.width, mean, std, norm=_norm(config)))
+
+
+def _norm(config: RunConfig) -> str:
+    """Privacy takes a normalisation that no other image of the batch has a part in."""
+    return "batch" if config.dp_epsilon is None else "group"
 
 
 class Pretraining:
@@ -103,8 +108,7 @@ class Pretraining:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.transform, self.encoder = _transform_and_encoder(images, config)
-            norm = "batch" if config.dp_epsilon is None else "group"
-            self._head = projection_head(self.encoder.dim, config.hidden, config.projection, norm)
+            self._head = projection_head(self.encoder.dim, config.hidden, config.projection, _norm(config))
         views = MultiViewTransform([(self.transform, 2)]) if isinstance(self.transform, Compose) else self.transform.two
         # On the CPU nothing ahead of its use: training has use for every core.
         self._loader = Loader(

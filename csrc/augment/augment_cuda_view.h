@@ -5,16 +5,15 @@
 #include <cmath>
 
 #include "augment/augment.h"
-#include "augment/augment_color.h"
+#include "augment/augment_cuda_axes.h"
+#include "augment/augment_cuda_block.h"
 #include "augment/augment_math.h"
-#include "augment/augment_pixels.h"
 #include "common/cuda/launch.h"
 #include "common/float_types.h"
 
 namespace fastcl {
 
 constexpr int kLaunchChannels = 64;  // that one launch has room for in its arguments
-constexpr int kMostWarps = 16;
 
 // What the kernel is launched with.
 struct AugmentBatch {
@@ -38,153 +37,6 @@ struct AugmentBatch {
   float factor[kLaunchChannels], add[kLaunchChannels];  // normalisation of values up to 255 or 1
   float erase[kLaunchChannels];
 };
-
-// One number of one thread, as augment_color.h wants it.
-struct ThreadNumber {
-  using F = float;
-  static __device__ __forceinline__ float set(float v) { return v; }
-  static __device__ __forceinline__ float add(float a, float b) { return a + b; }
-  static __device__ __forceinline__ float sub(float a, float b) { return a - b; }
-  static __device__ __forceinline__ float mul(float a, float b) { return a * b; }
-  static __device__ __forceinline__ float fma(float a, float b, float c) { return fmaf(a, b, c); }
-  static __device__ __forceinline__ float max(float a, float b) { return fmaxf(a, b); }
-  static __device__ __forceinline__ float min(float a, float b) { return fminf(a, b); }
-  static __device__ __forceinline__ float abs(float a) { return fabsf(a); }
-  static __device__ __forceinline__ float select_equal(float a, float b, float value, float other) {
-    return a == b ? value : other;
-  }
-};
-using Color = AugmentColor<ThreadNumber>;
-
-// Calls f(row, column) for each of a matrix: rows by groups of lanes, so that few columns leave few lanes idle.
-template <class F>
-__device__ __forceinline__ void for_each(int rows, int columns, F&& f) {
-  int shift = 5;
-  while (shift > 2 && 1 << (shift - 1) >= columns) --shift;
-  const int lanes = 1 << shift, lane = int(threadIdx.x) & (lanes - 1);
-  for (int row = int(threadIdx.x) >> shift; row < rows; row += int(blockDim.x) >> shift)
-    for (int column = lane; column < columns; column += lanes) f(row, column);
-}
-
-__device__ __forceinline__ double warp_total(double v) {
-#pragma unroll
-  for (int step = 16; step; step /= 2) v += __shfl_xor_sync(~0u, v, step);
-  return v;
-}
-
-// The same for every thread; a barrier of the block comes first and last.
-__device__ __forceinline__ double block_total(double v) {
-  FASTCL_SHARED(double, totals, [kMostWarps]);
-  v = warp_total(v);
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) totals[threadIdx.x / 32] = v;
-  __syncthreads();
-  v = 0;
-  for (int warp = 0; warp < int(blockDim.x) / 32; ++warp) v += totals[warp];
-  return v;
-}
-
-struct Extremes {
-  float low, high;
-};
-__device__ __forceinline__ Extremes block_extremes(Extremes e) {
-  FASTCL_SHARED(float, extremes, [kMostWarps][2]);
-#pragma unroll
-  for (int step = 16; step; step /= 2) {
-    e.low = fminf(e.low, __shfl_xor_sync(~0u, e.low, step));
-    e.high = fmaxf(e.high, __shfl_xor_sync(~0u, e.high, step));
-  }
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) {
-    extremes[threadIdx.x / 32][0] = e.low;
-    extremes[threadIdx.x / 32][1] = e.high;
-  }
-  __syncthreads();
-  for (int warp = 0; warp < int(blockDim.x) / 32; ++warp) {
-    e.low = fminf(e.low, extremes[warp][0]);
-    e.high = fmaxf(e.high, extremes[warp][1]);
-  }
-  return e;
-}
-
-// One axis of the antialiased resize; the same expressions as in augment_geometry.h.
-struct ResampledAxis {
-  int in, out, taps;
-  bool cubic_filter, flip;
-  double scale, support;
-  float inverse;
-
-  __device__ __forceinline__ void describe(int in_, int out_, bool cubic_, bool flip_) {
-    in = in_;
-    out = out_;
-    taps = int(resize_taps(in, out, cubic_));
-    cubic_filter = cubic_;
-    flip = flip_;
-    scale = double(in) / double(out);
-    const double stretch = scale > 1.0 ? scale : 1.0;
-    inverse = float(1 / stretch);
-    support = taps == 1 ? stretch : stretch * filter_radius(cubic_);
-  }
-  __device__ __forceinline__ double center(int i) const { return scale * (double(flip ? out - 1 - i : i) + 0.5); }
-  __device__ __forceinline__ int first(int i) const {
-    const double start = center(i) - support + 0.5, last = double(in - taps);
-    return int(start < 0.0 ? 0.0 : start < last ? start : last);
-  }
-  // Of tap t of output i, before the weights are divided by their sum.
-  __device__ __forceinline__ float weight(int t, int i) const {
-    if (taps == 1) return 1;
-    const float x = (float(double(first(i)) - (center(i) - 0.5)) + float(t)) * inverse;
-    return cubic_filter ? cubic(x) : triangle(x);
-  }
-  __device__ __forceinline__ float inverse_sum(int i) const {
-    double sum = 0;
-#pragma unroll 1
-    for (int t = 0; t < taps; ++t) sum += double(weight(t, i));
-    return 1 / float(sum);
-  }
-  // first [n] and weight [taps, n] of the outputs from `begin` on.
-  __device__ __forceinline__ void build(int begin, int n, int* first_of, float* weight_of) const {
-    for (int i = int(threadIdx.x); i < n; i += int(blockDim.x)) {
-      const float share = inverse_sum(begin + i);
-      first_of[i] = first(begin + i);
-#pragma unroll 1
-      for (int t = 0; t < taps; ++t) weight_of[t * n + i] = weight(t, begin + i) * share;
-    }
-  }
-};
-
-// One axis of the blur; weights below float's precision are left out.
-struct BlurAxis {
-  int radius, reach;
-  double spread, sum;  // 2 sigma^2; of the taps
-
-  __device__ __forceinline__ double tap(int d) const { return exp(-double(d) * double(d) / spread); }
-  __device__ __forceinline__ float weight(int d) const { return d <= reach ? float(tap(d) / sum) : 0.f; }
-  // By a whole warp.
-  __device__ __forceinline__ void measure(int radius_, float sigma) {
-    radius = radius_;
-    spread = 2 * double(sigma) * double(sigma);
-    double total = 0;
-    int most = 0;
-    for (int d = 1 + int(threadIdx.x) % 32; d <= radius; d += 32) {
-      const double value = tap(d);
-      if (!(value > 1e-9)) break;
-      total += 2 * value;
-      most = d;
-    }
-    sum = 1 + warp_total(total);
-#pragma unroll
-    for (int step = 16; step; step /= 2) most = max(most, __shfl_xor_sync(~0u, most, step));
-    reach = most;
-  }
-};
-
-// A reflection about the first and the last of n, for i from -(n - 1) to 2 (n - 1); beyond, some of the n.
-__device__ __forceinline__ int reflected(int i, int n) {
-  i = i < 0 ? -i : i;
-  i = i < n ? i : 2 * (n - 1) - i;
-  return i < 0 ? 0 : i;
-}
 
 template <int kChannels>
 class CudaView {
