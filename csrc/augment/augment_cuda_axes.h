@@ -69,7 +69,7 @@ struct BlurAxis {
     int most = 0;
     for (int d = 1 + int(threadIdx.x) % 32; d <= radius; d += 32) {
       const double value = tap(d);
-      if (!(value > 1e-9)) break;
+      if (!(value > 1e-7)) break;
       total += 2 * value;
       most = d;
     }

@@ -116,60 +116,97 @@ struct AugmentLoops {
     }
   }
 
-  // So many vectors side by side, each with sums of its own, hide the latency of the multiply-add.
-  static FASTCL_INLINE void blur_y(const Blur& b, int64_t count) {
-    const float* const* rows = b.rows;
-    const float* weight = b.weight_y;
-    const int64_t n = b.width;
-    const auto vectors = [&](auto number, int64_t x) {
-      constexpr int kCount = decltype(number)::value;
-      F sum[kBlurRows][kCount];
-      FASTCL_UNROLL for (int o = 0; o < kBlurRows; ++o) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) sum[o][k] =
-          V::set(0.f);
-      for (int64_t j = 0; j < count; ++j) {
-        F v[kCount];
-        FASTCL_UNROLL for (int k = 0; k < kCount; ++k) v[k] = V::load(rows[j] + x + k * kLanes);
-        FASTCL_UNROLL for (int o = 0; o < kBlurRows; ++o) {
-          const F w = V::set(weight[j - o]);
-          FASTCL_UNROLL for (int k = 0; k < kCount; ++k) sum[o][k] = V::fma(v[k], w, sum[o][k]);
-        }
+  // Sums of kCount vectors of each of kBlurRows rows: so many, each with sums of its own, hide the latency of the
+  // multiply-add.
+  template <int kCount>
+  static FASTCL_INLINE void blur_y_vectors(const Blur& b, int64_t rows, int64_t x) {
+    const int64_t count = 2 * b.reach_y + rows;
+    F sum[kBlurRows][kCount];
+    FASTCL_UNROLL for (int o = 0; o < kBlurRows; ++o) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) sum[o][k] =
+        V::set(0.f);
+    // Row j of those that are read, into the sums from `from` to `to`.
+    const auto add = [&](int64_t j, int from, int to) {
+      F v[kCount];
+      FASTCL_UNROLL for (int k = 0; k < kCount; ++k) v[k] = V::load(b.rows[j] + x + k * kLanes);
+      FASTCL_UNROLL for (int o = 0; o < kBlurRows; ++o) {
+        if (o < from || o >= to) continue;
+        const F w = V::set(b.weight_y[j - o]);
+        FASTCL_UNROLL for (int k = 0; k < kCount; ++k) sum[o][k] = V::fma(v[k], w, sum[o][k]);
       }
-      FASTCL_UNROLL for (int o = 0; o < kBlurRows; ++o) FASTCL_UNROLL for (int k = 0; k < kCount; ++k)
-          V::store(b.padded + o * b.padded_pitch + x + k * kLanes, sum[o][k]);
     };
+    constexpr int kEnds = kBlurRows - 1;  // the first and the last rows go into some of the sums only
+    if (rows == kBlurRows && count > 2 * kEnds) {
+      FASTCL_UNROLL for (int j = 0; j < kEnds; ++j) add(j, 0, j + 1);
+      for (int64_t j = kEnds; j < count - kEnds; ++j) add(j, 0, kBlurRows);
+      FASTCL_UNROLL for (int j = 0; j < kEnds; ++j) add(count - kEnds + j, j + 1, kBlurRows);
+    } else {
+      for (int64_t j = 0; j < count; ++j) add(j, 0, kBlurRows);
+    }
+    FASTCL_UNROLL for (int o = 0; o < kBlurRows; ++o) FASTCL_UNROLL for (int k = 0; k < kCount; ++k)
+        V::store(b.padded + o * b.padded_pitch + x + k * kLanes, sum[o][k]);
+  }
+
+  static FASTCL_INLINE void blur_y(const Blur& b, int64_t rows) {
     int64_t x = 0;
-    for (; x + 2 * kLanes <= n; x += 2 * kLanes) vectors(Count<2>(), x);
-    for (; x < n; x += kLanes) vectors(Count<1>(), x);
+    for (; x + 2 * kLanes <= b.width; x += 2 * kLanes) blur_y_vectors<2>(b, rows, x);
+    for (; x < b.width; x += kLanes) blur_y_vectors<1>(b, rows, x);
+  }
+
+  // Loads of shifted rows cross lines of the first-level cache, where most vectors are as long as a line: so many of
+  // the nearest taps on either side come from registers instead, as many as keeps loads and arithmetic equally busy.
+  static FASTCL_INLINE int64_t shifted_taps(int64_t reach) {
+    return kLanes < 16 ? 0 : reach < 3 * kLanes ? (2 * reach + 3) / 6 : kLanes - 1;
   }
 
   // So many rows and vectors side by side hide the latency of the multiply-add.
+  template <int kRows, int kCount>
+  static FASTCL_INLINE void blur_x_vectors(const Blur& b, int64_t row, int64_t x, bool stream, int64_t left) {
+    const F factor = V::set(b.factor), add = V::set(b.add);
+    const float* in = b.padded + row * b.padded_pitch + x;
+    float* out = b.out + row * b.width + x;
+    const float* weight = b.weight_x + b.reach_x;  // symmetric
+    const int64_t shifted = shifted_taps(b.reach_x);
+    F sum[kRows][kCount];
+    if (shifted > 0) {
+      F v[kRows][kCount + 2];
+      FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int k = 0; k < kCount + 2; ++k) v[r][k] =
+          V::load(in + r * b.padded_pitch + (k - 1) * kLanes);
+      FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) sum[r][k] =
+          V::mul(v[r][k + 1], V::set(weight[0]));
+      const I lanes = AugmentGeometry<V>::count_from(0);
+      for (int32_t d = 1; d <= shifted; ++d) {
+        const F w = V::set(weight[d]);
+        const I before = V::add_int(lanes, kLanes - d), behind = V::add_int(lanes, d);
+        FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) {
+          sum[r][k] = V::fma(V::lookup(v[r][k], v[r][k + 1], before), w, sum[r][k]);
+          sum[r][k] = V::fma(V::lookup(v[r][k + 1], v[r][k + 2], behind), w, sum[r][k]);
+        }
+      }
+    } else {
+      FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) sum[r][k] =
+          V::mul(V::load(in + r * b.padded_pitch + k * kLanes), V::set(weight[0]));
+    }
+    for (int64_t d = shifted + 1; d <= b.reach_x; ++d) {
+      const F w = V::set(weight[d]);
+      FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) {
+        const float* at = in + r * b.padded_pitch + k * kLanes;
+        sum[r][k] = V::fma(V::load(at - d), w, sum[r][k]);
+        sum[r][k] = V::fma(V::load(at + d), w, sum[r][k]);
+      }
+    }
+    FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) {
+      float* to = out + r * b.width + k * kLanes;
+      const F value = V::fma(sum[r][k], factor, add);
+      left >= kLanes ? put(stream, to, value) : V::store_first(to, value, left);
+    }
+  }
+
   template <int kRows>
   static FASTCL_INLINE void blur_x(const Blur& b, int64_t row) {
-    const F factor = V::set(b.factor), add = V::set(b.add);
-    const float* in = b.padded + row * b.padded_pitch - b.reach_x;
-    float* out = b.out + row * b.width;
-    const int64_t taps = 2 * b.reach_x + 1;
-    const auto vectors = [&](auto number, int64_t x, bool stream, int64_t left) {
-      constexpr int kCount = decltype(number)::value;
-      F sum[kRows][kCount];
-      FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) sum[r][k] =
-          V::set(0.f);
-      for (int64_t t = 0; t < taps; ++t) {
-        const F w = V::set(b.weight_x[t]);
-        const float* from = in + x + t;
-        FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) sum[r][k] =
-            V::fma(V::load(from + r * b.padded_pitch + k * kLanes), w, sum[r][k]);
-      }
-      FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) {
-        float* to = out + r * b.width + x + k * kLanes;
-        const F value = V::fma(sum[r][k], factor, add);
-        left >= kLanes ? put(stream, to, value) : V::store_first(to, value, left);
-      }
-    };
     int64_t x = 0;
-    for (; x + 2 * kLanes <= b.width; x += 2 * kLanes) vectors(Count<2>(), x, b.stream, kLanes);
-    for (; x + kLanes <= b.width; x += kLanes) vectors(Count<1>(), x, b.stream, kLanes);
-    if (x < b.width) vectors(Count<1>(), x, false, b.width - x);
+    for (; x + 2 * kLanes <= b.width; x += 2 * kLanes) blur_x_vectors<kRows, 2>(b, row, x, b.stream, kLanes);
+    for (; x + kLanes <= b.width; x += kLanes) blur_x_vectors<kRows, 1>(b, row, x, b.stream, kLanes);
+    if (x < b.width) blur_x_vectors<kRows, 1>(b, row, x, false, b.width - x);
   }
 
   // The row's reflection into `reach` values beyond each of its ends, and whatever into the rest of a vector.
@@ -191,7 +228,7 @@ struct AugmentLoops {
       const int64_t at = y + j - b.reach_y;
       b.rows[j] = b.in + (at < 0 ? -at : at >= b.height ? 2 * (b.height - 1) - at : at) * b.width;
     }
-    blur_y(b, count);
+    blur_y(b, rows);
     for (int64_t r = 0; r < rows; ++r) reflect(b.padded + r * b.padded_pitch, b.width, b.reach_x);
     if (rows == kBlurRows) return blur_x<kBlurRows>(b, 0);
     for (int64_t r = 0; r < rows; ++r) blur_x<1>(b, r);

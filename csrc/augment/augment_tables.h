@@ -48,7 +48,7 @@ struct Gaussian {
     reach = 0;
     for (next(); reach < radius; next(), ++reach) {
       sum += 2 * value;
-      if (!(value > 1e-9)) break;
+      if (!(value > 1e-7)) break;
     }
     std::memset(memory.get(), 0, size_t(2 * reach + 1 + 2 * kBlurRows) * sizeof(float));
     weight = memory.get() + kBlurRows;
