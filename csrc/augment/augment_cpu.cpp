@@ -38,6 +38,13 @@ int64_t band_rows(int64_t width) {
 }
 int64_t band_pixels(const AugmentApply& a) { return std::min(band_rows(a.out_width), a.out_height) * a.out_width; }
 
+// Places for so many rows of a crop.
+int64_t places_of(int64_t rows) {
+  int64_t places = 1;
+  while (places < rows) places *= 2;
+  return places;
+}
+
 // What one image's view needs as a whole.
 struct Planes {
   explicit Planes(const AugmentApply& a)
@@ -83,7 +90,9 @@ struct Lines {
       : row_pitch(row_steps(std::max(a.width, a.out_width)) + 2 * kRowStep),
         padded_pitch(row_steps(3 * a.out_width) + 4 * kRowStep),
         line_pitch(row_steps(std::max(kBand, band_pixels(a)))),
-        rows(kFewTaps * 3 * row_pitch),
+        rows(places_of(std::min(band_rows(a.out_width), a.out_height) * kFewTaps / 2 + kFewTaps + 1) * 3 *
+             row_steps(a.out_width)),
+        lines(kFewTaps * 3 * row_pitch),
         mixed(a.channels_last ? 3 * a.width : 0),
         line(kBlurRows * line_pitch),
         half(kBand),
@@ -93,7 +102,9 @@ struct Lines {
   int64_t row_pitch;     // from one of `rows` to the next
   int64_t padded_pitch;  // from one row of `padded` to the next
   int64_t line_pitch;    // from one row of `line` to the next
-  Buffer<float> rows;    // of a crop: pixels as they are, or blended ones
+  Buffer<float> rows;    // of a crop, resized across
+  int64_t held[2];       // which
+  Buffer<float> lines;   // a row of a crop: pixels as they are, or blended ones
   Buffer<float> mixed;   // blended ones whose channels come last
   Buffer<float> line;    // blurred rows, or bands, that are not stored as they are
   Buffer<float> half;    // what is stored as half
@@ -170,10 +181,12 @@ class View {
       if (stream_) rows_.stream_end();
     });
   }
-  template <class F>
-  void each_band(F&& f) {
+  // Calls f(lines, band) for all bands, those of one thread after before(lines).
+  template <class F, class G>
+  void each_band(F&& f, G&& before) {
     each(bands_, std::max<int64_t>(1, kRowThreadPixels / 4 / (band_rows_ * width_)),
          [&](Lines& lines, int64_t begin, int64_t end) {
+           before(lines);
            for (int64_t band = begin; band < end; ++band) f(lines, band);
          });
   }
@@ -216,23 +229,26 @@ class View {
     s_.same_x->build(rows_, width_, width_, false);
     s_.same_y->build(rows_, rows, rows, false);
     rows_.place(&s_.same_x->table);
+    const int64_t some = std::min(band_rows_, height_);  // rows, that there is scratch for
     each(rows, row_grain(), [&](Lines& lines, int64_t begin, int64_t end) {
       Resample<uint8_t> across = crop;
-      use_scratch(lines, &across);
+      use_scratch(lines, some, &across);
       across.down = s_.same_y->table;
       across.clamps = true;
       ColorRun run{};
       run.channels = a_.channels == 3 ? 3 : 1;
       run.bytes = &across;
-      run.begin = begin;
-      run.end = end;
       run.n = width_;
       for (int64_t c = 0; c < a_.channels; c += run.channels, across.in += run.channels * crop.channel_pitch) {
-        for (int64_t k = 0; k < run.channels; ++k) {
-          run.out[k] = s_.between.get() + (c + k) * plane + begin * width_;
-          run.factor[k] = 1;
+        forget(lines);
+        for (run.begin = begin; run.begin < end; run.begin = run.end) {
+          run.end = std::min(run.begin + some, end);
+          for (int64_t k = 0; k < run.channels; ++k) {
+            run.out[k] = s_.between.get() + (c + k) * plane + run.begin * width_;
+            run.factor[k] = 1;
+          }
+          rows_.color(run);
         }
-        rows_.color(run);
       }
     });
     Resample<float> down{};
@@ -250,20 +266,29 @@ class View {
 
   template <class Pixel>
   void into_sweep(const Resample<Pixel>& crop, const Sweep& sweep) {
-    each_band([&](Lines& lines, int64_t band) {
-      Resample<Pixel> source = crop;
-      use_scratch(lines, &source);
-      sweep_band(sweep, band, lines, &source);
-    });
+    const int64_t rows = int64_t(p_.crop_height), of_band = band_rows_ * rows / height_ + crop.down.taps + 1;
+    each_band(
+        [&](Lines& lines, int64_t band) {
+          Resample<Pixel> source = crop;
+          use_scratch(lines, std::min(rows, of_band), &source);
+          sweep_band(sweep, band, lines, &source);
+        },
+        [](Lines& lines) { forget(lines); });
   }
 
+  // For runs that read `rows` of the crop's at most, if each of theirs is made of kFewTaps at most.
   template <class Pixel>
-  static void use_scratch(Lines& lines, Resample<Pixel>* crop) {
+  static void use_scratch(Lines& lines, int64_t rows, Resample<Pixel>* crop) {
     crop->row_pitch = lines.row_pitch;
-    crop->rows = reinterpret_cast<Pixel*>(lines.rows.get());
-    crop->lines = lines.rows.get();
+    crop->rows = lines.rows.get();
+    crop->held = lines.held;
+    crop->places = places_of(rows);
+    crop->copies = reinterpret_cast<Pixel*>(lines.lines.get());
+    crop->lines = lines.lines.get();
     crop->mixed = lines.mixed.get();
   }
+
+  static void forget(Lines& lines) { lines.held[0] = lines.held[1] = 0; }
 
   void warp() {
     Warp warp = {{}, width_, height_, a_.channels, a_.nearest, a_.fill, channel(0), s_.other(a_.channels), s_.plane};
@@ -279,7 +304,7 @@ class View {
   }
 
   void sweep_image(const Sweep& sweep) {
-    each_band([&](Lines& lines, int64_t band) { sweep_band<float>(sweep, band, lines, nullptr); });
+    each_band([&](Lines& lines, int64_t band) { sweep_band<float>(sweep, band, lines, nullptr); }, [](Lines&) {});
   }
 
   // Takes a band of the crop, or of the image, through the sweep: to the image, or the output if nothing else is left.
@@ -306,6 +331,7 @@ class View {
     run.end = crop ? row + rows : 1;
     run.n = crop ? width_ : n;
     for (int64_t c = 0; c < a_.channels; c += run.channels) {
+      if (crop && run.channels < a_.channels) forget(lines);  // what is there is another channel's
       source_of(crop, &run);
       run.stream = converts && direct && (!crop || width_ % kRowStep == 0);
       for (int64_t k = 0; k < run.channels; ++k) {

@@ -15,7 +15,7 @@ namespace fastcl {
 
 constexpr int64_t kRowStep = 16;  // a multiple of every instruction set's lanes
 constexpr int kBlurRows = 4;      // output rows that are blurred at a time
-constexpr int kFewTaps = 8;       // as many rows at most are resampled without a detour through memory
+constexpr int kFewTaps = 8;       // where a row is made of more, those are blended before it is resized across
 
 constexpr int64_t row_steps(int64_t n) { return (n + kRowStep - 1) / kRowStep * kRowStep; }
 
@@ -32,21 +32,28 @@ struct ResizeTaps {
   int64_t reach;   // what is read of a row then, from its begin on
 };
 
+// Rows of a crop that are resized across, on their way to be blended to rows of the output.
+struct ResizedRows {
+  ResizeTaps across, down;
+  bool clamps;  // to 0 and bound
+  float bound;
+  float* rows;     // scratch, [places, channels of the run, across.stride]; row y of the crop at place y % places
+  int64_t places;  // a power of two; as many as a ColorRun reads
+  int64_t* held;   // [2]: from which row to which they are there
+};
+
 // A crop on its way to the output's size.
 template <class Pixel>
-struct Resample {
+struct Resample : ResizedRows {
   const Pixel* in;               // the crop's first pixel
   const Pixel* end;              // of the memory it lies in
   int64_t pitch, channel_pitch;  // from row to row, from channel to channel
   int64_t step, width;           // from a pixel to its right neighbour; pixels in a row
-  ResizeTaps across, down;
-  bool clamps;  // to 0 and bound
-  float bound;
   // Scratch; row_pitch is 2 kRowStep more than row_steps(width).
   int64_t row_pitch;
-  Pixel* rows;   // [kFewTaps, 3, row_pitch]
-  float* lines;  // [3, row_pitch]
-  float* mixed;  // [3 width], where the channels come last
+  Pixel* copies;  // [kFewTaps, 3, row_pitch]: rows of the crop
+  float* lines;   // [3, row_pitch]: a row of the crop, resized down
+  float* mixed;   // [3 width]: likewise, where the channels come last
 };
 
 // Rows of a crop or of planes, through some of ColorOp, one after another, to an output.

@@ -17,7 +17,7 @@ struct AugmentLoops {
 
   using Color = AugmentColor<V>;
 
-  static constexpr int kSide = kLanes >= 8 ? 2 : 1;  // vectors of each channel that go through the ops together
+  static constexpr int kSide = kSideBySide<V>;
 
   static FASTCL_INLINE void put(bool stream, float* p, F v) { stream ? V::stream(p, v) : V::store(p, v); }
 
@@ -55,7 +55,7 @@ struct AugmentLoops {
     const typename Color::Factors factors =
         Color::factors(run.brightness, run.contrast, run.contrast_add, run.saturation, run.hue, run.bound);
     F sum = V::set(0.f);
-    const auto pixels = [&](auto number, int64_t x, int64_t at, int64_t left) {
+    const auto pixels = [&](auto number, int64_t x, int64_t at, int64_t left) FASTCL_INLINE_LAMBDA {
       constexpr int kCount = decltype(number)::value;
       F v[kChannels][kCount];
       source.load(x, v);
@@ -92,10 +92,11 @@ struct AugmentLoops {
   static double color_crop(const ColorRun& run, const Resample<Pixel>& crop) {
     const Resample<Pixel> r = crop;  // a copy: the stores could change the argument
     if (!r.across.near || r.down.taps > kFewTaps) return color_of<kChannels>(run, ManyTaps<V, Pixel, kChannels>(r));
-    // Enlarging takes two taps.
-    if (r.across.taps == 2 && r.down.taps == 2 && !r.clamps)
-      return color_of<kChannels>(run, FewTaps<V, Pixel, kChannels, 2>(r));
-    return color_of<kChannels>(run, FewTaps<V, Pixel, kChannels, 0>(r));
+    AcrossTaps<V, Pixel, kChannels>::prepare(r, run.begin, run.end);
+    // Enlarging takes two taps, making a little smaller three.
+    if (r.down.taps == 2 && !r.clamps) return color_of<kChannels>(run, BlendedRows<V, kChannels, 2>(r));
+    if (r.down.taps == 3 && !r.clamps) return color_of<kChannels>(run, BlendedRows<V, kChannels, 3>(r));
+    return color_of<kChannels>(run, BlendedRows<V, kChannels, 0>(r));
   }
 
   template <int kChannels>

@@ -1,14 +1,19 @@
 // Where the vectors that go through the colour ops come from: planes, or a crop that is resampled row by row on the
 // way. Templates over the vectors of an instruction set (V); included inside a target region.
 //
-// A source gives kChannels channels. begin(y) moves it to a row; load(x, v) gives the pixels from x on, kCount vectors
-// of each channel, of which those beyond the row are whatever.
+// A source gives kChannels channels. prepare(begin, end) comes first, with all the rows that will be asked for;
+// begin(y) moves it to one of them; load(x, v) gives the pixels from x on, kCount vectors of each channel, of which
+// those beyond the row are whatever.
 #pragma once
 
 #include "augment/augment_rows.h"
 #include "common/simd.h"
 
 namespace fastcl {
+
+// Vectors of each channel that go through the ops together.
+template <class V>
+constexpr int kSideBySide = V::kLanes >= 8 ? 2 : 1;
 
 template <class V, int kChannels>
 struct PlaneSource {
@@ -35,70 +40,96 @@ FASTCL_INLINE typename V::F load_pixels(const float* p) {
   return V::load(p);
 }
 
-// Few rows, and all that a vector of the output needs in two vectors of each: blended, and looked up, in registers.
-// kTaps: as many in both directions; 0: any number up to kFewTaps, and the result is clamped if the crop says so.
-template <class V, class Pixel, int kChannels, int kTaps>
-struct FewTaps {
+// Resizes rows of a crop across, where all that a vector of the output needs lies in two vectors: looked up in
+// registers.
+template <class V, class Pixel, int kChannels>
+struct AcrossTaps {
   using F = typename V::F;
   using I = typename V::I;
   static constexpr int kLanes = V::kLanes;
+  static constexpr int kSide = kSideBySide<V>;
 
-  const Resample<Pixel>& r;
-  const int down_taps, across_taps;
-  const Pixel* row[kFewTaps][kChannels];
-  float down[kFewTaps];
-  int64_t copied[kFewTaps];  // which rows the copies are of
-
-  explicit FASTCL_INLINE FewTaps(const Resample<Pixel>& crop)
-      : r(crop), down_taps(kTaps ? kTaps : int(r.down.taps)), across_taps(kTaps ? kTaps : int(r.across.taps)) {
-    for (int t = 0; t < kFewTaps; ++t) copied[t] = -1;
-  }
-
-  FASTCL_INLINE void begin(int64_t y) {
-    for (int t = 0; t < down_taps; ++t) {
-      down[t] = r.down.weight[t * r.down.stride + y];
-      const int64_t at = r.down.first[y] + t;
-      const Pixel* in = r.in + at * r.pitch;
-      const bool readable = r.step == 1 && in + (kChannels - 1) * r.channel_pitch + r.across.reach <= r.end;
-      if (!readable) copy(in, at);
-      for (int c = 0; c < kChannels; ++c)
-        row[t][c] = readable ? in + c * r.channel_pitch : copy_of(at) + c * r.row_pitch;
-    }
-  }
-
-  template <int kCount>
-  FASTCL_INLINE void load(int64_t x, F (&v)[kChannels][kCount]) {
-    const int32_t* base = r.across.base + x / kLanes;
-    const float* weight = r.across.weight + x;
-    I at[kCount];
-    FASTCL_UNROLL for (int k = 0; k < kCount; ++k) at[k] = V::load_int(r.across.first + x + k * kLanes);
-    FASTCL_UNROLL for (int c = 0; c < kChannels; ++c) {
-      F low = blend(c, base[0]), high = blend(c, base[0] + kLanes);
-      FASTCL_UNROLL for (int k = 0; k < kCount; ++k) {
-        if (k > 0 && base[k] != base[k - 1]) low = blend(c, base[k]), high = blend(c, base[k] + kLanes);
-        F sum = V::mul(V::lookup(low, high, at[k]), V::load(weight + k * kLanes));
-        for (int32_t t = 1; t < across_taps; ++t)
-          sum = V::fma(V::lookup(low, high, V::add_int(at[k], t)), V::load(weight + t * r.across.stride + k * kLanes),
-                       sum);
-        v[c][k] = kTaps || !r.clamps ? sum : V::min(V::max(sum, V::set(0.f)), V::set(r.bound));
+  // All that the output's rows from begin to end are blended of, but for what is there. At once: how many new rows each
+  // of them needs, no processor could predict.
+  static void prepare(const Resample<Pixel>& r, int64_t begin, int64_t end) {
+    const int64_t first = r.down.first[begin], last = r.down.first[end - 1];
+    const int64_t from = first < last ? first : last, to = (first < last ? last : first) + r.down.taps;
+    const int64_t held_from = r.held[0], held_to = r.held[1];
+    for (int64_t y = from, next; y < to; y = next) {
+      next = y + kFewTaps < to ? y + kFewTaps : to;
+      if (y >= held_from && y < held_to) {
+        next = held_to;
+        continue;
       }
+      if (y < held_from && next > held_from) next = held_from;
+      resize(r, y, int(next - y));
     }
+    r.held[0] = from;
+    r.held[1] = to;
   }
 
  private:
-  FASTCL_INLINE F blend(int c, int32_t x) const {
-    F sum = V::mul(load_pixels<V>(row[0][c] + x), V::set(down[0]));
-    for (int t = 1; t < down_taps; ++t) sum = V::fma(load_pixels<V>(row[t][c] + x), V::set(down[t]), sum);
-    return sum;
+  // `count` rows from y on, kFewTaps at most.
+  static FASTCL_INLINE void resize(const Resample<Pixel>& r, int64_t y, int count) {
+    const ResizeTaps across = r.across;  // a copy: the stores could change it
+    const Pixel* in[kFewTaps];
+    float* out[kFewTaps];
+    int64_t pitch = r.channel_pitch;
+    const Pixel* last = r.in + (y + count - 1) * r.pitch + (kChannels - 1) * pitch;
+    const bool readable = r.step == 1 && last + across.reach <= r.end;
+    for (int i = 0; i < count; ++i) {
+      in[i] = r.in + (y + i) * r.pitch;
+      out[i] = r.rows + ((y + i) & (r.places - 1)) * kChannels * across.stride;
+      if (readable) continue;
+      Pixel* copied = r.copies + i * kChannels * r.row_pitch;
+      copy(in[i], r.step, pitch, r.width, r.row_pitch, copied);
+      in[i] = copied;
+    }
+    if (!readable) pitch = r.row_pitch;
+    if (across.taps == 2) return resize_by<2>(across, in, out, count, pitch);
+    if (across.taps == 3) return resize_by<3>(across, in, out, count, pitch);
+    resize_by<1>(across, in, out, count, pitch);
   }
-  FASTCL_INLINE Pixel* copy_of(int64_t at) const { return r.rows + at % kFewTaps * kChannels * r.row_pitch; }
-  void copy(const Pixel* in, int64_t at) {
-    if (copied[at % kFewTaps] == at) return;
-    copied[at % kFewTaps] = at;
-    Pixel* to = copy_of(at);
-    if (kChannels == 3 && r.step == 3) return split(in, r.width, to, to + r.row_pitch, to + 2 * r.row_pitch);
+
+  // Places and weights of the first kHeld taps stay in registers; of 1, there may be more.
+  template <int kHeld>
+  static FASTCL_INLINE void resize_by(const ResizeTaps& across, const Pixel* const* in, float* const* out, int count,
+                                      int64_t pitch) {
+    int64_t x = 0;
+    for (; x + kSide * kLanes <= across.stride; x += kSide * kLanes)
+      resize_vectors<kHeld, kSide>(across, in, out, count, pitch, x);
+    for (; x < across.stride; x += kLanes) resize_vectors<kHeld, 1>(across, in, out, count, pitch, x);
+  }
+
+  template <int kHeld, int kCount>
+  static FASTCL_INLINE void resize_vectors(const ResizeTaps& across, const Pixel* const* in, float* const* out,
+                                           int count, int64_t pitch, int64_t x) {
+    const int64_t base = across.base[x / kLanes], next = across.base[x / kLanes + kCount - 1];
+    I at[kHeld][kCount];
+    F weight[kHeld][kCount];
+    FASTCL_UNROLL for (int k = 0; k < kCount; ++k) FASTCL_UNROLL for (int t = 0; t < kHeld; ++t) {
+      at[t][k] = V::add_int(V::load_int(across.first + x + k * kLanes), t);
+      weight[t][k] = V::load(across.weight + t * across.stride + x + k * kLanes);
+    }
+    for (int i = 0; i < count; ++i) FASTCL_UNROLL for (int c = 0; c < kChannels; ++c) {
+        const Pixel* from = in[i] + c * pitch;
+        F low = load_pixels<V>(from + base), high = load_pixels<V>(from + base + kLanes);
+        FASTCL_UNROLL for (int k = 0; k < kCount; ++k) {
+          if (k > 0 && next != base) low = load_pixels<V>(from + next), high = load_pixels<V>(from + next + kLanes);
+          F sum = V::mul(V::lookup(low, high, at[0][k]), weight[0][k]);
+          FASTCL_UNROLL for (int t = 1; t < kHeld; ++t) sum = V::fma(V::lookup(low, high, at[t][k]), weight[t][k], sum);
+          for (int32_t t = 1; kHeld == 1 && t < across.taps; ++t)
+            sum = V::fma(V::lookup(low, high, V::add_int(at[0][k], t)),
+                         V::load(across.weight + t * across.stride + x + k * kLanes), sum);
+          V::store(out[i] + c * across.stride + x + k * kLanes, sum);
+        }
+      }
+  }
+
+  static void copy(const Pixel* in, int64_t step, int64_t pitch, int64_t n, int64_t row_pitch, Pixel* out) {
+    if (kChannels == 3 && step == 3) return split(in, n, out, out + row_pitch, out + 2 * row_pitch);
     for (int c = 0; c < kChannels; ++c)
-      for (int64_t i = 0; i < r.width; ++i) to[c * r.row_pitch + i] = in[c * r.channel_pitch + i * r.step];
+      for (int64_t i = 0; i < n; ++i) out[c * row_pitch + i] = in[c * pitch + i * step];
   }
   static void split(const Pixel* in, int64_t n, Pixel* __restrict first, Pixel* __restrict second,
                     Pixel* __restrict third) {
@@ -106,6 +137,53 @@ struct FewTaps {
       first[i] = in[3 * i];
       second[i] = in[3 * i + 1];
       third[i] = in[3 * i + 2];
+    }
+  }
+};
+
+// Rows of a crop that AcrossTaps has resized, blended on their way.
+// kTaps: of so many each, and nothing is clamped; 0: of any number up to kFewTaps.
+template <class V, int kChannels, int kTaps>
+struct BlendedRows {
+  using F = typename V::F;
+
+  const float* const rows;
+  const int64_t last_place, stride, weight_stride;
+  const int32_t* const first;
+  const float* const weight;
+  const int taps;
+  const bool clamps;
+  const float bound;
+  const float* row[kFewTaps];
+  float down[kFewTaps];
+
+  explicit FASTCL_INLINE BlendedRows(const ResizedRows& r)
+      : rows(r.rows),
+        last_place(r.places - 1),
+        stride(r.across.stride),
+        weight_stride(r.down.stride),
+        first(r.down.first),
+        weight(r.down.weight),
+        taps(int(r.down.taps)),
+        clamps(r.clamps),
+        bound(r.bound) {}
+
+  FASTCL_INLINE int number() const { return kTaps ? kTaps : taps; }
+
+  FASTCL_INLINE void begin(int64_t y) {
+    for (int t = 0; t < number(); ++t) {
+      row[t] = rows + ((first[y] + t) & last_place) * kChannels * stride;
+      down[t] = weight[t * weight_stride + y];
+    }
+  }
+
+  template <int kCount>
+  FASTCL_INLINE void load(int64_t x, F (&v)[kChannels][kCount]) {
+    FASTCL_UNROLL for (int c = 0; c < kChannels; ++c) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) {
+      const int64_t at = c * stride + x + k * V::kLanes;
+      F sum = V::mul(V::load(row[0] + at), V::set(down[0]));
+      for (int t = 1; t < number(); ++t) sum = V::fma(V::load(row[t] + at), V::set(down[t]), sum);
+      v[c][k] = !kTaps && clamps ? V::min(V::max(sum, V::set(0.f)), V::set(bound)) : sum;
     }
   }
 };

@@ -19,8 +19,10 @@
 
 #if defined(__GNUC__)
 #define FASTCL_INLINE inline __attribute__((always_inline))
+#define FASTCL_INLINE_LAMBDA __attribute__((always_inline))
 #else
 #define FASTCL_INLINE __forceinline
+#define FASTCL_INLINE_LAMBDA
 #endif
 
 #if defined(__CUDACC__)
