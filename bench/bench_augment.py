@@ -37,6 +37,7 @@ WORKLOADS = {  # images, channels, side, output's side, taps of the blur
     "b": (256, 1, 28, 28, 0),
     "c": (64, 3, 256, 224, 23),
 }
+TURN = 0.05  # seconds that each side runs for, at least, before the next one's turn
 Load = Callable[[str], ModuleType]
 Run = Callable[[], Any]
 
@@ -331,20 +332,20 @@ def test_augment(benchmark, peer, threads, finish, workload, name):
 
 
 def in_turn(runs: dict[str, tuple[Run, str, int]], seconds: float) -> dict[str, float]:
-    """Medians of the seconds a call takes; (call, backend, threads) of each, one after another, round after round."""
+    """Medians of the seconds a call takes; (call, backend, threads) of each, TURN seconds at a time, round after round."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     end = time.perf_counter() + seconds
     with torch.no_grad():
         while time.perf_counter() < end or len(next(iter(times.values()))) < 3:
             for name, (run, backend, threads) in runs.items():
                 torch.set_num_threads(threads)
-                repeats = 10 if backend == "native" else 1
                 with fastcl.use_backend(backend):
                     run()  # what the one before has left in the caches is not this one's fault
-                    began = time.perf_counter()
-                    for _ in range(repeats):
+                    began, repeats = time.perf_counter(), 0
+                    while (taken := time.perf_counter() - began) < TURN:
                         run()
-                    times[name].append((time.perf_counter() - began) / repeats)
+                        repeats += 1
+                    times[name].append(taken / repeats)
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
