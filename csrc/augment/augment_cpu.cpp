@@ -38,6 +38,9 @@ int64_t band_rows(int64_t width) {
 }
 int64_t band_pixels(const AugmentApply& a) { return std::min(band_rows(a.out_width), a.out_height) * a.out_width; }
 
+// Rows that are blurred at a time: of short rows more, that none waits for what has just been stored.
+int64_t blur_group(int64_t width) { return width <= 128 ? 4 * kBlurRows : kBlurRows; }
+
 // Places for so many rows of a crop.
 int64_t places_of(int64_t rows) {
   int64_t places = 1;
@@ -96,8 +99,8 @@ struct Lines {
         mixed(a.channels_last ? 3 * a.width : 0),
         line(kBlurRows * line_pitch),
         half(kBand),
-        padded(kBlurRows * padded_pitch),
-        blur_rows(a.out_height * 2 + 2 * kBlurRows) {}
+        padded(blur_group(a.out_width) * padded_pitch),
+        blur_rows(a.out_height * 2 + 2 * blur_group(a.out_width)) {}
 
   int64_t row_pitch;     // from one of `rows` to the next
   int64_t padded_pitch;  // from one row of `padded` to the next
@@ -108,7 +111,7 @@ struct Lines {
   Buffer<float> mixed;   // blended ones whose channels come last
   Buffer<float> line;    // blurred rows, or bands, that are not stored as they are
   Buffer<float> half;    // what is stored as half
-  Buffer<float> padded;  // [kBlurRows, padded_pitch]: rows with their reflected ends
+  Buffer<float> padded;  // [blur_group, padded_pitch]: rows with their reflected ends
   Buffer<const float*> blur_rows;
 };
 
@@ -401,24 +404,23 @@ class View {
   }
   bool aligned(const float* out) const { return stream_ && reinterpret_cast<uintptr_t>(out) % 64 == 0; }
 
-  // Blurs, kBlurRows rows at a time; then normalises and stores, unless more is to be done on the image as a whole.
+  // Blurs, some rows at a time; then normalises and stores, unless more is to be done on the image as a whole.
   void blur() {
     s_.kernel_x.build(int64_t(p_.blur_radius_x), p_.blur_sigma);
     s_.kernel_y.build(int64_t(p_.blur_radius_y), p_.blur_sigma);
     float* other = whole_ ? s_.other(a_.channels) : nullptr;
-    const int64_t groups = (height_ + kBlurRows - 1) / kBlurRows;
+    const int64_t group = blur_group(width_), groups = (height_ + group - 1) / group;
     // A gray image's channels are one.
     const int64_t channels = p_.grayscale != 0 && !whole_ ? 1 : a_.channels;
-    each(channels * groups, std::max<int64_t>(1, row_grain() / kBlurRows),
-         [&](Lines& lines, int64_t begin, int64_t end) {
-           for (int64_t i = begin; i < end; ++i) blur_rows(i / groups, i % groups * kBlurRows, channels, other, lines);
-         });
+    each(channels * groups, std::max<int64_t>(1, row_grain() / group), [&](Lines& lines, int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) blur_rows(i / groups, i % groups * group, channels, other, lines);
+    });
     if (whole_) std::swap(s_.image, s_.spare);
   }
 
   // The rows from y on of channel c, which is the first of all that are equal to it.
   void blur_rows(int64_t c, int64_t y, int64_t channels, float* other, Lines& lines) {
-    const int64_t some = std::min<int64_t>(kBlurRows, height_ - y);
+    const int64_t some = std::min(blur_group(width_), height_ - y);
     // Blur and normalisation are one step, unless something comes between them.
     const bool equal = channels < a_.channels;
     const bool apart = a_.out_type == PixelType::kUint8 || point_ops_ || whole_ || equal;

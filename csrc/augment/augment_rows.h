@@ -14,7 +14,7 @@
 namespace fastcl {
 
 constexpr int64_t kRowStep = 16;  // a multiple of every instruction set's lanes
-constexpr int kBlurRows = 4;      // output rows that are blurred at a time
+constexpr int kBlurRows = 4;      // output rows that are blurred together
 constexpr int kFewTaps = 8;       // where a row is made of more, those are blended before it is resized across
 
 constexpr int64_t row_steps(int64_t n) { return (n + kRowStep - 1) / kRowStep * kRowStep; }
@@ -94,8 +94,9 @@ struct Blur {
   float factor, add;
   bool stream;         // past the caches
   float* out;          // [rows, width]
-  const float** rows;  // scratch, [2 reach_y + kBlurRows]
-  float* padded;       // scratch, [kBlurRows, padded_pitch], 64-byte aligned; reaches before and behind a row
+  const float** rows;  // scratch, [2 reach_y + rows]
+  float* padded;  // scratch, [rows, a multiple of kBlurRows, padded_pitch], 64-byte aligned; reaches before and behind
+                  // a row
   int64_t padded_pitch;
 };
 
@@ -112,7 +113,7 @@ struct AugmentRows {
   void (*warp)(const Warp& warp, int64_t begin, int64_t end);
   // bound - v where v is not below the threshold
   void (*solarize)(float* v, int64_t n, float threshold, float bound);
-  // Exactly so many rows from y on, kBlurRows at most, into run.out.
+  // Exactly so many rows from y on, into run.out.
   void (*blur)(const Blur& run, int64_t y, int64_t rows);
   // Exactly out[i] = in[i] * factor + add, n values.
   void (*normalize)(const float* in, int64_t n, float factor, float add, bool stream, float* out);

@@ -120,7 +120,8 @@ struct AugmentLoops {
   // Sums of kCount vectors of each of kBlurRows rows: so many, each with sums of its own, hide the latency of the
   // multiply-add.
   template <int kCount>
-  static FASTCL_INLINE void blur_y_vectors(const Blur& b, int64_t rows, int64_t x) {
+  static FASTCL_INLINE void blur_y_vectors(const Blur& b, int64_t row, int64_t rows, int64_t x) {
+    const float* const* in = b.rows + row;
     const int64_t count = 2 * b.reach_y + rows;
     F sum[kBlurRows][kCount];
     FASTCL_UNROLL for (int o = 0; o < kBlurRows; ++o) FASTCL_UNROLL for (int k = 0; k < kCount; ++k) sum[o][k] =
@@ -128,7 +129,7 @@ struct AugmentLoops {
     // Row j of those that are read, into the sums from `from` to `to`.
     const auto add = [&](int64_t j, int from, int to) {
       F v[kCount];
-      FASTCL_UNROLL for (int k = 0; k < kCount; ++k) v[k] = V::load(b.rows[j] + x + k * kLanes);
+      FASTCL_UNROLL for (int k = 0; k < kCount; ++k) v[k] = V::load(in[j] + x + k * kLanes);
       FASTCL_UNROLL for (int o = 0; o < kBlurRows; ++o) {
         if (o < from || o >= to) continue;
         const F w = V::set(b.weight_y[j - o]);
@@ -144,13 +145,13 @@ struct AugmentLoops {
       for (int64_t j = 0; j < count; ++j) add(j, 0, kBlurRows);
     }
     FASTCL_UNROLL for (int o = 0; o < kBlurRows; ++o) FASTCL_UNROLL for (int k = 0; k < kCount; ++k)
-        V::store(b.padded + o * b.padded_pitch + x + k * kLanes, sum[o][k]);
+        V::store(b.padded + (row + o) * b.padded_pitch + x + k * kLanes, sum[o][k]);
   }
 
-  static FASTCL_INLINE void blur_y(const Blur& b, int64_t rows) {
+  static FASTCL_INLINE void blur_y(const Blur& b, int64_t row, int64_t rows) {
     int64_t x = 0;
-    for (; x + 2 * kLanes <= b.width; x += 2 * kLanes) blur_y_vectors<2>(b, rows, x);
-    for (; x < b.width; x += kLanes) blur_y_vectors<1>(b, rows, x);
+    for (; x + 2 * kLanes <= b.width; x += 2 * kLanes) blur_y_vectors<2>(b, row, rows, x);
+    for (; x < b.width; x += kLanes) blur_y_vectors<1>(b, row, rows, x);
   }
 
   // Loads of shifted rows cross lines of the first-level cache, where most vectors are as long as a line: so many of
@@ -229,10 +230,11 @@ struct AugmentLoops {
       const int64_t at = y + j - b.reach_y;
       b.rows[j] = b.in + (at < 0 ? -at : at >= b.height ? 2 * (b.height - 1) - at : at) * b.width;
     }
-    blur_y(b, rows);
+    for (int64_t r = 0; r < rows; r += kBlurRows) blur_y(b, r, rows - r < kBlurRows ? rows - r : kBlurRows);
     for (int64_t r = 0; r < rows; ++r) reflect(b.padded + r * b.padded_pitch, b.width, b.reach_x);
-    if (rows == kBlurRows) return blur_x<kBlurRows>(b, 0);
-    for (int64_t r = 0; r < rows; ++r) blur_x<1>(b, r);
+    int64_t r = 0;
+    for (; r + kBlurRows <= rows; r += kBlurRows) blur_x<kBlurRows>(b, r);
+    for (; r < rows; ++r) blur_x<1>(b, r);
   }
 
   static void normalize(const float* in, int64_t n, float factor_, float add_, bool stream, float* out) {
