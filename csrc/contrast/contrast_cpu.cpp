@@ -102,10 +102,11 @@ class TilePass {
       row_ranges_ = group_ranges(*p_.q_group, q_.count());
       if (!symmetric_) col_ranges_ = group_ranges(*p_.k_group, k_.count());
     }
-    pack_operands();
   }
 
   void forward(const ContrastForward& out) {
+    kept_ = safe_ ? nullptr : out.kept;
+    pack_operands();
     columns_ = symmetric_ || out.col_lse != nullptr;
     const float start = safe_ ? -std::numeric_limits<float>::infinity() : 0.f;
     row_reference_.assign(q_.padded_count() + kMaxTile, start);
@@ -120,6 +121,8 @@ class TilePass {
   }
 
   void backward(const ContrastBackward& out) {
+    kept_ = safe_ ? nullptr : const_cast<float*>(out.kept);  // not written here
+    if (!kept_) pack_operands();
     columns_ = symmetric_ || out.col_lse != nullptr;
     set_weights(out.row_lse, out.grad_row, q_, row_weight_, row_lse_);
     if (!symmetric_ && columns_) set_weights(out.col_lse, out.grad_col, k_, col_weight_, col_lse_);
@@ -252,6 +255,8 @@ class TilePass {
       }
   }
 
+  int64_t kept_cols() const { return round_up(k_.count(), kernels_.cols_step); }
+
   std::atomic<int>& col_turn(int64_t J) { return symmetric_ ? row_turn_[J] : col_turn_[J]; }
 
   // Spins for a moment, then sleeps: an idle processor can then take over the thread that is waited for, should another
@@ -292,8 +297,10 @@ class TilePass {
       return groups ? groups->data() + at : nullptr;
     };
     Tile t{};
-    t.a = (kernels_.pack == 1 ? q_.row(0) : rows_as_words_.get()) + i0 * words_;
-    t.b = panels_.get() + j0 * words_;
+    if (panels_.get()) {  // else the similarities were kept
+      t.a = (kernels_.pack == 1 ? q_.row(0) : rows_as_words_.get()) + i0 * words_;
+      t.b = panels_.get() + j0 * words_;
+    }
     t.words = static_cast<int>(words_);
     t.rows = static_cast<int>(std::min(tile_, q_.padded_count() - i0));
     t.cols = static_cast<int>(round_up(cols, kernels_.cols_step));
@@ -303,6 +310,7 @@ class TilePass {
     t.live_cols = k_.count();
     t.row_group = group(p_.q_group, i0);
     t.col_group = group(symmetric_ ? p_.q_group : p_.k_group, j0);
+    if (kept_) t.kept = kept_ + i0 * kept_cols() + t.rows * j0;
     t.row_out = scratch.row_out;
     t.col_out = scratch.col_out;
     return t;
@@ -380,24 +388,37 @@ class TilePass {
   Buffer<float> panels_, rows_as_words_;
   std::vector<float> row_reference_, col_reference_, row_weight_, col_weight_, row_lse_, col_lse_;
   std::vector<double> row_sum_, col_sum_;
+  float* kept_ = nullptr;
   float* grad_q_ = nullptr;
   float* grad_k_ = nullptr;
 };
 
 }  // namespace
 
-PaddedRows::PaddedRows(int64_t count, int64_t dim)
+PaddedRows::PaddedRows(int64_t count, int64_t dim, float* data)
     : count_(count),
       dim_(dim),
       padded_count_(round_up(count, float32_kernels().rows_step)),
       stride_(round_up(dim, float32_kernels().dim_step)),
-      data_(padded_count_ * stride_) {
+      data_(data) {}
+
+PaddedRows::PaddedRows(int64_t count, int64_t dim) : PaddedRows(count, dim, nullptr) {
+  own_ = Buffer<float>(floats());
+  data_ = own_.get();
+  clear_padding();
+}
+
+void PaddedRows::clear_padding() {
   if (dim_ != stride_)
     for (int64_t i = 0; i < count_; ++i) std::fill(row(i) + dim_, row(i) + stride_, 0.f);
-  std::fill(row(count_), row(0) + padded_count_ * stride_, 0.f);
+  std::fill(row(count_), row(0) + floats(), 0.f);
 }
 
 float dot_rows(const float* a, const float* b, int64_t stride) { return float32_kernels().dot(a, b, stride); }
+
+int64_t contrast_kept_floats(int64_t rows, int64_t cols, bool bf16_products) {
+  return PaddedRows(rows, 1, nullptr).padded_count() * round_up(cols, kernels_for(bf16_products).cols_step);
+}
 
 void contrast_forward(const Contrast& problem, const ContrastForward& out) {
   TilePass(problem, kernels_for(problem.bf16_products)).forward(out);

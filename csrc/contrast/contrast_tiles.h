@@ -33,6 +33,8 @@ struct Tile {
   const float* col_weight;
   const float* row_lse;  // gradient, safe: log2 of each row's sum
   const float* col_lse;
+  float* kept;           // [rows, cols], powers of two of the similarities, which sums writes and gradient reads;
+                         // null: gradient forms them again. Never where safe
   float* row_out;        // [rows], sum or maximum over the tile's columns
   float* col_out;        // [cols]
   float* g_rows;         // [rows, ld_rows] words, contraction along the columns

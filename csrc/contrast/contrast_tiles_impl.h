@@ -158,6 +158,8 @@ struct ContrastTiles {
               by_row = V::select(bits, by_row, V::set(0.f));
               if constexpr (kColumns) by_col = V::select(bits, by_col, V::set(0.f));
             }
+            if constexpr (!kSafe)
+              if (t.kept) V::store(t.kept + ptrdiff_t(row + r) * t.cols + col + v * kLanes, by_row);
             sum = V::add(sum, by_row);
             if constexpr (kColumns) col_add[v] = V::add(col_add[v], by_col);
           }
@@ -204,17 +206,36 @@ struct ContrastTiles {
             s[r][v] = g;
           }
         }
-        if constexpr (kPack == 1) {
-          FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v)
-              V::store(t.g_rows + ptrdiff_t(row + r) * t.ld_rows + col + v * kLanes, s[r][v]);
-        } else {
-          FASTCL_UNROLL for (int r = 0; r < kRows; r += 2) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
-            Products::store_half(t.g_rows + ptrdiff_t(row + r) * t.ld_rows + (col + v * kLanes) / 2, s[r][v]);
-            Products::store_half(t.g_rows + ptrdiff_t(row + r + 1) * t.ld_rows + (col + v * kLanes) / 2, s[r + 1][v]);
-            V::store(t.g_cols + ptrdiff_t(row + r) / 2 * t.ld_cols + col + v * kLanes,
-                     Products::pair(s[r][v], s[r + 1][v]));
-          }
+        store_gradient(t, row, col, s);
+      }
+    }
+  }
+
+  // The same from the powers that the forward pass kept, which are 0 where a pair is left out.
+  template <bool kColumns>
+  static FASTCL_NOINLINE void kept_gradient_tile(const Tile& t) {
+    for (int row = 0; row < t.rows; row += kRows)
+      for (int col = 0; col < t.cols; col += kCols) {
+        Sums s;
+        FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
+          F weight = V::set(t.row_weight[row + r]);
+          if constexpr (kColumns) weight = V::add(weight, V::load(t.col_weight + col + v * kLanes));
+          s[r][v] = V::mul(V::load(t.kept + ptrdiff_t(row + r) * t.cols + col + v * kLanes), weight);
         }
+        store_gradient(t, row, col, s);
+      }
+  }
+
+  static FASTCL_INLINE void store_gradient(const Tile& t, int row, int col, const Sums& s) {
+    if constexpr (kPack == 1) {
+      FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v)
+          V::store(t.g_rows + ptrdiff_t(row + r) * t.ld_rows + col + v * kLanes, s[r][v]);
+    } else {
+      FASTCL_UNROLL for (int r = 0; r < kRows; r += 2) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
+        Products::store_half(t.g_rows + ptrdiff_t(row + r) * t.ld_rows + (col + v * kLanes) / 2, s[r][v]);
+        Products::store_half(t.g_rows + ptrdiff_t(row + r + 1) * t.ld_rows + (col + v * kLanes) / 2, s[r + 1][v]);
+        V::store(t.g_cols + ptrdiff_t(row + r) / 2 * t.ld_cols + col + v * kLanes,
+                 Products::pair(s[r][v], s[r + 1][v]));
       }
     }
   }
@@ -297,7 +318,10 @@ struct ContrastTiles {
          {gradient_tile<false, true, false>, gradient_tile<false, true, true>}},
         {{gradient_tile<true, false, false>, gradient_tile<true, false, true>},
          {gradient_tile<true, true, false>, gradient_tile<true, true, true>}}};
-    kVariants[masked][columns][safe](t);
+    if (t.kept)
+      columns ? kept_gradient_tile<true>(t) : kept_gradient_tile<false>(t);
+    else
+      kVariants[masked][columns][safe](t);
   }
 
   static constexpr ContrastKernels kTable = {kRows, kCols,    kDimStep, kProductCols, kPack,      maxima,
