@@ -33,7 +33,7 @@ int64_t cache_bytes(int level) {
   return level == 2 ? 2 << 20 : 30 << 20;
 }
 
-// Of a tile and its operands.
+// Of a tile and its rows; its keys and its results pass by a panel at a time.
 int64_t scratch_bytes() {
   static const int64_t bytes = cache_bytes(2) / 2;
   return bytes;
@@ -148,7 +148,7 @@ class TilePass {
     const int64_t step = least_common_multiple(kernels_.rows_step, kernels_.cols_step);
     const int64_t rows = std::max(q_.padded_count(), k_.padded_count());
     int64_t tile = kMaxTile / step * step;
-    const auto bytes = [&](int64_t t) { return int64_t(sizeof(float)) * t * (t + 2 * q_.stride()); };
+    const auto bytes = [&](int64_t t) { return int64_t(sizeof(float)) * t * (t + q_.stride()); };
     while (tile > 2 * step && (rows < kTilesWanted * tile || bytes(tile) > scratch_bytes())) tile -= step;
     return tile;
   }
@@ -304,6 +304,7 @@ class TilePass {
     t.words = static_cast<int>(words_);
     t.rows = static_cast<int>(std::min(tile_, q_.padded_count() - i0));
     t.cols = static_cast<int>(round_up(cols, kernels_.cols_step));
+    t.triangle = symmetric_ && I == J;
     t.i0 = i0;
     t.j0 = j0;
     t.live_rows = q_.count();
@@ -337,8 +338,9 @@ class TilePass {
     };
     wait(row_turn_[I], row_turn);
     update(scratch.row_out, t.i0, t.rows, row_reference_, row_sum_);
+    if (t.triangle) update(scratch.col_out, t.j0, t.cols, row_reference_, row_sum_);
     pass_on(row_turn_[I], row_turn);
-    if (symmetric_ && I == J) return;  // this tile holds both triangles
+    if (t.triangle) return;
     wait(col_turn(J), col_turn_number);
     if (columns_) update(scratch.col_out, t.j0, t.cols, col_reference, col_sum);
     pass_on(col_turn(J), col_turn_number);
@@ -361,16 +363,19 @@ class TilePass {
     kernels_.gradient(t, is_masked(I, J), columns_, safe_);
 
     const int keys = static_cast<int>(std::min<int64_t>(t.cols, k_.padded_count() - t.j0));
+    float* panel = scratch.panel.get();
     wait(row_turn_[I], row_turn);
     if (grad_q_)
-      kernels_.product(
-          {t.g_rows, t.ld_rows, 1, k_.row(t.j0), keys / pack, scratch.panel.get(), grad_q_ + t.i0 * dim, t.rows, dim});
-    pass_on(row_turn_[I], row_turn);
-    if (symmetric_ && I == J) return;
-    wait(col_turn(J), col_turn_number);
+      kernels_.product({t.g_rows, t.ld_rows, 1, k_.row(t.j0), keys / pack, panel, grad_q_ + t.i0 * dim, t.rows, dim,
+                        t.triangle ? Part::kDiagonalAndAbove : Part::kWhole});
+    if (!t.triangle) {
+      pass_on(row_turn_[I], row_turn);
+      wait(col_turn(J), col_turn_number);
+    }
     if (grad_k_)
       kernels_.product({pack == 1 ? t.g_rows : t.g_cols, 1, pack == 1 ? t.ld_rows : t.ld_cols, q_.row(t.i0),
-                        t.rows / pack, scratch.panel.get(), grad_k_ + t.j0 * dim, keys, dim});
+                        t.rows / pack, panel, grad_k_ + t.j0 * dim, keys, dim,
+                        t.triangle ? Part::kAbove : Part::kWhole});
     pass_on(col_turn(J), col_turn_number);
   }
 
