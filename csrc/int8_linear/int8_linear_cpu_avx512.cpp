@@ -144,10 +144,33 @@ inline __m256i bfloat16_of(__m512 v) {  // as float_to_bfloat16
   return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40)));
 }
 
+// How 16 values of y are quantised; none is NaN.
+struct OutputQuantizer {
+  __m512 low, high, inverse, shift;
+  __m512i base;
+
+  explicit OutputQuantizer(const Int8Output& out)
+      : low(_mm512_set1_ps(out.range.low)),
+        high(_mm512_set1_ps(out.range.high)),
+        inverse(_mm512_set1_ps(out.row.inverse)),
+        shift(_mm512_set1_ps(12582912.f)),
+        base(_mm512_sub_epi32(_mm512_castps_si512(shift), _mm512_set1_epi32(out.row.zero))) {}
+
+  FASTCL_INLINE __m128i operator()(__m512 v) const {
+    v = _mm512_max_ps(low, _mm512_min_ps(high, v));
+    const __m512i q = _mm512_sub_epi32(_mm512_castps_si512(_mm512_fmadd_ps(v, inverse, shift)), base);
+    return _mm512_cvtusepi32_epi8(_mm512_max_epi32(q, _mm512_setzero_si512()));
+  }
+};
+
 // 16 values to columns column .. of y's row.
 inline void store16(const Int8Tile& t, __m512 v, uint8_t* y, int column) {
   if (t.columns <= column) return;
   const __mmask16 mask = first_lanes(t.columns - column);
+  if (t.out.quantized) {
+    _mm_mask_storeu_epi8(y + column, mask, OutputQuantizer(t.out)(v));
+    return;
+  }
   if (t.type == FloatType::kFloat32) {
     float* out = reinterpret_cast<float*>(y) + column;
     if (t.stream)
@@ -191,7 +214,7 @@ __attribute__((noinline)) void finish_tile(const Int8Tile& t, int32_t (*sums)[32
 }
 
 // R rows by 32 columns: 2 R accumulators; with R = 14, two registers of weights and one of x, 31 of the 32.
-template <int R>
+template <int R, bool kImages>
 void multiply_rows(const Int8Tile& t) {
   // Few rows give few chains of dependent sums: with kPhases sets of accumulators at least 8 are in flight.
   constexpr int kPhases = R == 1 ? 4 : R <= 4 ? 2 : 1;
@@ -207,6 +230,8 @@ void multiply_rows(const Int8Tile& t) {
       acc[u][r][1] = u ? zero : start[1];
     }
   const uint8_t* a = t.a;
+  const uint8_t* const* rows = t.rows;
+  const int32_t* steps = t.steps;
   const int8_t* b = t.b;
   const char* prefetch = t.prefetch;
   const ptrdiff_t prefetch_step = t.prefetch_step;
@@ -217,7 +242,7 @@ void multiply_rows(const Int8Tile& t) {
 #pragma GCC unroll 14
       for (int r = 0; r < R; ++r) {
         int32_t four;
-        std::memcpy(&four, a + r * kInt8Chunk + s * 4, 4);
+        std::memcpy(&four, kImages ? rows[r] + steps[s] : a + r * kInt8Chunk + s * 4, 4);
         const __m512i x = _mm512_set1_epi32(four);
         // asm, not the intrinsic: it keeps the order written here, so that the accumulators fit the register file
         asm volatile("vpdpbusd %2, %1, %0" : "+v"(acc[s % kPhases][r][0]) : "v"(x), "v"(b0));
@@ -232,6 +257,7 @@ void multiply_rows(const Int8Tile& t) {
       prefetch += prefetch_step;
     }
     a += R * kInt8Chunk;
+    steps += 4;
     b += 512;
   }
 #pragma GCC unroll 4
@@ -253,7 +279,7 @@ void multiply_rows(const Int8Tile& t) {
     asm volatile("" ::: "memory");
     const __m512 scale = _mm512_loadu_ps(t.weight_scale + 16 * h), bias = _mm512_loadu_ps(t.bias + 16 * h);
     const __mmask16 mask = first_lanes(std::max(0, t.columns - 16 * h));
-    uint8_t* y = t.y + 64 * h;
+    uint8_t* y = t.y + (t.out.quantized ? 16 : 64) * h;
     const int64_t stride = t.y_stride;
     const auto value = [&](int r) __attribute__((always_inline)) {
       const __m512 both = _mm512_mul_ps(_mm512_set1_ps(t.row_scale[r]), scale);
@@ -262,6 +288,10 @@ void multiply_rows(const Int8Tile& t) {
     if (!plain) {
 #pragma GCC unroll 14
       for (int r = 0; r < R; ++r) _mm512_store_si512(sums[r] + 16 * h, acc[0][r][h]);
+    } else if (t.out.quantized) {
+      const OutputQuantizer quantized(t.out);
+#pragma GCC unroll 14
+      for (int r = 0; r < R; ++r, y += stride) _mm_mask_storeu_epi8(y, mask, quantized(value(r)));
     } else if (t.stream) {
 #pragma GCC unroll 14
       for (int r = 0; r < R; ++r, y += stride) _mm512_stream_ps(reinterpret_cast<float*>(y), value(r));
@@ -277,8 +307,13 @@ struct Avx512Vnni {
   static constexpr int kRows = 14;
   static constexpr int kColumns = 32;
   static constexpr int kValueBytes = 1;
+  static constexpr bool kReadsImages = true;
 
   static const uint8_t* patch(const Int8PatchWalk& walk, uint8_t* scratch) { return walk.values(scratch); }
+
+  static void take_quantized(const uint8_t* x, int64_t count, int32_t, uint8_t* out) {
+    std::memcpy(out, x, size_t(count));
+  }
 
   static void quantize_row(const Int8Linear& p, const void* x, uint8_t* out, int64_t step, Int8Row& result) {
     const auto run = [&]<FloatType kType>() {
@@ -297,9 +332,10 @@ struct Avx512Vnni {
 
   static void multiply(int rows, const Int8Tile& tile) {
     static constexpr auto kByRows = []<int... R>(std::integer_sequence<int, R...>) {
-      return std::array<void (*)(const Int8Tile&), sizeof...(R)>{multiply_rows<R + 1>...};
+      return std::array<void (*)(const Int8Tile&), 2 * kRows>{multiply_rows<R + 1, false>...,
+                                                              multiply_rows<R + 1, true>...};
     }(std::make_integer_sequence<int, kRows>());
-    kByRows[size_t(rows - 1)](tile);
+    kByRows[size_t(rows - 1 + (tile.a ? 0 : kRows))](tile);
   }
 
   static void finish_streams() { _mm_sfence(); }
