@@ -70,16 +70,18 @@ class Int8PatchWalk {
     place_.image += image_bytes();
   }
 
+  bool is_inside() const {
+    return place_.top >= 0 && place_.left >= 0 && place_.top + (p_.kernel_height - 1) * p_.dilation_y < p_.height &&
+           place_.left + (p_.kernel_width - 1) * p_.dilation_x < p_.width;
+  }
+
   // Where the patch begins, if all of it is inside.
   const uint8_t* begin() const { return place_.image + (place_.top * p_.width + place_.left) * pixel_bytes_; }
 
   // The patch's values: as they stand in the image, if they stand there in one piece, else gathered in `scratch`.
   // What lies outside is bytes of `outside`.
   FASTCL_INLINE const uint8_t* values(uint8_t* scratch, uint8_t outside = 0) const {
-    const bool inside = place_.top >= 0 && place_.left >= 0 &&
-                        place_.top + (p_.kernel_height - 1) * p_.dilation_y < p_.height &&
-                        place_.left + (p_.kernel_width - 1) * p_.dilation_x < p_.width;
-    if (!inside || (p_.dilation_x > 1 && p_.kernel_width > 1)) {
+    if (!is_inside() || (p_.dilation_x > 1 && p_.kernel_width > 1)) {
       gather_patch(p_, place_, pixel_bytes_, scratch, outside);
       return scratch;
     }
