@@ -352,8 +352,15 @@ void multiply_block(const Int8Linear& p, bool stream, Int8Block<Kernel>& block, 
   for (int64_t panel = p0; panel < p1; ++panel) {
     const int64_t n = panel * kColumns;
     t.columns = int(std::min<int64_t>(kColumns, p.n - n));
-    std::copy_n(p.weight_scale + n, t.columns, weight_scale);
-    if (p.bias) std::copy_n(p.bias + n, t.columns, bias);
+    if (t.columns == kColumns) {
+      t.weight_scale = p.weight_scale + n;
+      if (p.bias) t.bias = p.bias + n;
+    } else {
+      std::copy_n(p.weight_scale + n, t.columns, weight_scale);
+      if (p.bias) std::copy_n(p.bias + n, t.columns, bias);
+      t.weight_scale = weight_scale;
+      t.bias = bias;
+    }
     for (int64_t j = 0; j < p.outliers; ++j)
       std::copy_n(p.outlier_weight + j * p.n + n, t.columns, outlier_weight.data() + j * kColumns);
     t.b = int8_packed_weight(p.packed, p.n) + panel * panel_bytes;

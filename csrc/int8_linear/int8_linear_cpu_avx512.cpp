@@ -1,6 +1,7 @@
 // AVX-512 with VNNI: vpdpbusd multiplies u8 by s8, so q + zero is stored and zero * sum_k w is taken off again.
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <utility>
@@ -10,6 +11,43 @@
 #include "int8_linear/int8_linear_math.h"
 
 #if FASTCL_X86_DISPATCH
+
+namespace fastcl {
+namespace {
+
+// tail(m) = m / 2 erfc(m / sqrt 2) around m = kGeluStep * piece: a polynomial in the distance from there, through six
+// (at 0 five) Chebyshev nodes. 0 where m is, and from 15 steps on, where it is under 6e-8.
+constexpr float kGeluStep = 0.375f;
+struct GeluTail {
+  alignas(64) float coefficients[6][16];
+
+  GeluTail() {
+    for (int piece = 0; piece < 16; ++piece) {
+      const double center = piece * double(kGeluStep), end = tail(15 * double(kGeluStep));
+      const int nodes = piece == 0 ? 5 : 6;
+      double r[6], difference[6], polynomial[7] = {};
+      for (int i = 0; i < nodes; ++i) {
+        const double cosine = std::cos((2 * i + 1) * std::acos(-1.) / (2 * nodes));
+        r[i] = kGeluStep / 2 * (piece == 0 ? (1 + cosine) / 2 : cosine);
+        difference[i] = piece == 0 ? tail(r[i]) / r[i] : tail(center + r[i]) - (piece == 15 ? end : 0);
+      }
+      for (int order = 1; order < nodes; ++order)  // Newton's form ...
+        for (int i = nodes - 1; i >= order; --i)
+          difference[i] = (difference[i] - difference[i - 1]) / (r[i] - r[i - order]);
+      for (int i = nodes - 1; i >= 0; --i) {  // ... multiplied out
+        for (int j = 5; j >= 0; --j) polynomial[j] = (j ? polynomial[j - 1] : difference[i]) - r[i] * polynomial[j];
+      }
+      for (int j = 0; j < 6; ++j) coefficients[j][piece] = float(piece ? polynomial[j] : j ? polynomial[j - 1] : 0);
+    }
+    coefficients[0][15] = 0;
+  }
+
+  static double tail(double m) { return m / 2 * std::erfc(m * std::sqrt(0.5)); }
+};
+const GeluTail kGeluTail;
+
+}  // namespace
+}  // namespace fastcl
 
 FASTCL_AVX512_VNNI_BEGIN
 #if defined(__GNUC__) && !defined(__clang__)
@@ -222,6 +260,55 @@ inline void store16(const Int8Tile& t, __m512 v, uint8_t* y, int column) {
   _mm256_mask_storeu_epi16(reinterpret_cast<uint16_t*>(y) + column, mask, half);
 }
 
+// e^x as clamped_exp, of [-88, 88].
+inline __m512 exp16(__m512 x) {
+  const __m512 magic = _mm512_set1_ps(kShift);
+  const __m512 shifted = _mm512_fmadd_ps(x, _mm512_set1_ps(1.44269504f), magic), n = _mm512_sub_ps(shifted, magic);
+  const __m512 high = _mm512_fmadd_ps(n, _mm512_set1_ps(-0.693359375f), x);
+  const __m512 r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), high);
+  __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 0.5f})
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
+  p = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), _mm512_set1_ps(1.f));
+  return _mm512_castsi512_ps(
+      _mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
+}
+
+// gelu(v) = max(v, 0) - tail(|v|), to 1e-7. No exponential and no quotient: they would take twice as long. NaN, always
+// the second operand of a minimum or maximum, stays.
+inline __m512 gelu16(__m512 v) {
+  const __m512 magnitude = _mm512_min_ps(_mm512_set1_ps(15 * kGeluStep), _mm512_abs_ps(v));
+  const __m512 magic = _mm512_set1_ps(kShift),
+               shifted = _mm512_fmadd_ps(magnitude, _mm512_set1_ps(1 / kGeluStep), magic);
+  const __m512 r = _mm512_fnmadd_ps(_mm512_sub_ps(shifted, magic), _mm512_set1_ps(kGeluStep), magnitude);
+  const __m512i piece = _mm512_castps_si512(shifted);  // of which a permutation sees the lowest four bits
+  __m512 tail = _mm512_permutexvar_ps(piece, _mm512_load_ps(kGeluTail.coefficients[5]));
+#pragma GCC unroll 5
+  for (int i = 4; i >= 0; --i)
+    tail = _mm512_fmadd_ps(tail, r, _mm512_permutexvar_ps(piece, _mm512_load_ps(kGeluTail.coefficients[i])));
+  return _mm512_sub_ps(_mm512_max_ps(_mm512_setzero_ps(), v), tail);
+}
+
+inline __m512 silu16(__m512 v) {
+  const __m512 least = _mm512_set1_ps(-80.f), most = _mm512_set1_ps(88.f);
+  const __m512 x = _mm512_max_ps(least, _mm512_min_ps(most, _mm512_sub_ps(_mm512_setzero_ps(), v)));
+  return _mm512_div_ps(v, _mm512_add_ps(_mm512_set1_ps(1.f), exp16(x)));
+}
+
+inline __m512 activate16(__m512 v, Activation activation) {
+  switch (activation) {
+    case Activation::kNone:
+      break;
+    case Activation::kRelu:
+      return _mm512_max_ps(_mm512_setzero_ps(), v);
+    case Activation::kGelu:
+      return gelu16(v);
+    case Activation::kSilu:
+      return silu16(v);
+  }
+  return v;
+}
+
 // What follows the sums, for whatever multiply_rows does not do in registers.
 __attribute__((noinline)) void finish_tile(const Int8Tile& t, int32_t (*sums)[32], int rows) {
   if (t.row_zero != nullptr)  // the sums are those of q + zero
@@ -230,7 +317,6 @@ __attribute__((noinline)) void finish_tile(const Int8Tile& t, int32_t (*sums)[32
         const __m512i off = _mm512_mullo_epi32(_mm512_set1_epi32(-t.row_zero[r]), _mm512_loadu_si512(t.sums + i));
         _mm512_store_si512(sums[r] + i, _mm512_add_epi32(_mm512_load_si512(sums[r] + i), off));
       }
-  alignas(64) float values[14][32];
   const int x_rows = rows / t.planes;
   for (int r = 0; r < x_rows; ++r)
     for (int i = 0; i < 32; i += 16) {
@@ -243,11 +329,8 @@ __attribute__((noinline)) void finish_tile(const Int8Tile& t, int32_t (*sums)[32
       const float* x = t.outlier_x + r * t.outliers;
       for (int64_t j = 0; j < t.outliers; ++j)
         value = _mm512_fmadd_ps(_mm512_set1_ps(x[j]), _mm512_loadu_ps(t.outlier_weight + 32 * j + i), value);
-      _mm512_store_ps(values[r] + i, value);
+      store16(t, activate16(value, t.activation), t.y + r * t.y_stride, i);
     }
-  activate<true>(values[0], x_rows * 32, t.activation);
-  for (int r = 0; r < x_rows; ++r)
-    for (int i = 0; i < 32; i += 16) store16(t, _mm512_load_ps(values[r] + i), t.y + r * t.y_stride, i);
 }
 
 // R rows by 32 columns: 2 R accumulators; with R = 14, two registers of weights and one of x, 31 of the 32.
