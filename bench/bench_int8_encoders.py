@@ -1,7 +1,7 @@
 """Whole encoders in int8 beside the same in fp32 and bf16 eager, and in onnxruntime, in turn: see ``in_turn``.
 
-onnxruntime's int8 is its own quantiser's: static QDQ, per channel, calibrated on the same images. So is ours_static; neither
-is smoothed or has outlier inputs. Random weights.
+onnxruntime's int8 is its own quantiser's: static QDQ, per channel, calibrated on the same images. So is ours_static;
+neither is smoothed or has outlier inputs. Random weights.
 """
 
 from __future__ import annotations
