@@ -63,7 +63,8 @@ SCHEMAS: dict[str, str] = {
         " int[] padding, int[] dilation, str activation) -> Tensor"
     ),
     "int8_conv2d_packed": (
-        "(Tensor x, Tensor packed, Tensor? bias, int n, int[] kernel, int[] stride, int[] padding, int[] dilation)"
-        " -> Tensor"
+        "(Tensor x, Tensor packed, Tensor? bias, int n, int[] kernel, int[] stride, int[] padding, int[] dilation,"
+        " Tensor? reader=None) -> Tensor"
     ),
+    "max_pool2d": "(Tensor x, int[] rows, int[] columns) -> Tensor",
 }
