@@ -1,6 +1,7 @@
 """Whole encoders in int8 beside the same in fp32 and bf16 eager, and in onnxruntime, in turn: see ``in_turn``.
 
-onnxruntime's int8 is its own quantiser's: static QDQ, per channel, calibrated on the same images. Random weights.
+onnxruntime's int8 is its own quantiser's: static QDQ, per channel, calibrated on the same images. So is ours_static;
+neither is smoothed or has outlier inputs. Random weights.
 """
 
 from __future__ import annotations
@@ -105,7 +106,8 @@ def bench_encoder(in_turn, peer, encoder):
 
     def ours(mode: str) -> Callable[[], Tensor]:
         int8 = copy.deepcopy(model)
-        quantize_(int8, QuantConfig(mode=mode), calibration=[x] if mode == "static" else None)
+        config = QuantConfig(mode=mode, smoothing=None, outlier_ratio=None)
+        quantize_(int8, config, calibration=[x] if mode == "static" else None)
         return lambda: int8(images)
 
     peers = {name: functools.partial(PEERS[name], model, x, peer) for name in PEERS}

@@ -204,6 +204,112 @@ def test_a_packed_layer_gives_the_ops_bits():
             torch.library.opcheck(run.default, inputs)
 
 
+RANGES = {"read": torch.tensor([0.013, 101.0]), "given": torch.tensor([0.11, 37.0])}
+
+
+def integers(values: Tensor, x_range: Tensor) -> Tensor:
+    """What a static layer quantises values to, its zero point added: the product exact, rounded once."""
+    inverse = (torch.ones(()) / x_range[0]).double()
+    return ((values.double() * inverse).round().clamp(-x_range[1], 255 - x_range[1]) + x_range[1]).to(torch.uint8)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_integers_in_and_out_stand_for_the_floats(kernel, activation, case):
+    if fastcl.backends()["int8_conv2d_packed"]["cpu"] != "native":
+        pytest.skip("native kernels were not built: no C++ compiler at install time")
+    if kernel not in kernels():
+        pytest.skip(f"this machine has no {kernel}")
+    run, pack = torch.ops.fastcl.int8_conv2d_packed, torch.ops.fastcl.int8_pack_weight
+    shape, size, geometry = case
+    for channels in {shape[1], 16}:  # in fours and not
+        x, weight, scale, bias = problem((shape[0], channels, *shape[2:]), size)
+        blocks = {
+            name: pack(weight.flatten(1), kernel, scale, x_range, mode="static", activation=activation)
+            for name, x_range in RANGES.items()
+        }
+        x = (3 * x).to(memory_format=torch.channels_last)
+        numbers = {name: [0, 0] if name == "padding" else [1, 1] for name in ("stride", "padding", "dilation")}
+        numbers.update({name: [v, v] if isinstance(v, int) else list(v) for name, v in geometry.items()})
+        vertical, horizontal = numbers["padding"]
+        where = (size, numbers["stride"], [horizontal, horizontal, vertical, vertical], numbers["dilation"])
+        how = {"mode": "static", "x_range": RANGES["read"]}
+        got = run(x, blocks["read"], bias, len(weight), *where)
+        if activation != "gelu":
+            assert torch.equal(got, by_unfold(x, weight, scale, bias, activation, how, **geometry))
+        bytes_in = integers(x, RANGES["read"])
+        assert torch.equal(run(bytes_in, blocks["read"], bias, len(weight), *where), got)
+        for images in (x, bytes_in):
+            given = run(images, blocks["read"], bias, len(weight), *where, blocks["given"])
+            assert given.dtype == torch.uint8
+            assert given.stride() == got.stride()
+            assert torch.equal(given, integers(got, RANGES["given"]))
+
+
+def kernels() -> list[str]:
+    with pytest.raises(RuntimeError) as error:
+        int8_pack_weight(torch.ones(1, 1, dtype=torch.int8), "none")
+    return str(error.value).partition("(")[2].partition(")")[0].split(", ")
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_what_cannot_be_integers_comes_as_floats(kernel):
+    if fastcl.backends()["int8_conv2d_packed"]["cpu"] != "native":
+        pytest.skip("native kernels were not built: no C++ compiler at install time")
+    if kernel not in kernels():
+        pytest.skip(f"this machine has no {kernel}")
+    x, weight, scale, bias = problem((2, 4, 6, 5), (3, 3))
+    x = x.to(memory_format=torch.channels_last)
+    where = ((3, 3), [1, 1], [1, 1, 1, 1], [1, 1])
+
+    def block(scale: Tensor = scale, **how: Any) -> Tensor:
+        return torch.ops.fastcl.int8_pack_weight(weight.flatten(1), kernel, scale, **how)
+
+    def run(x: Tensor, packed: Tensor, reader: Tensor | None = None, bias: Tensor = bias) -> Tensor:
+        return torch.ops.fastcl.int8_conv2d_packed(x, packed, bias, len(weight), *where, reader)
+
+    static = {"mode": "static", "x_range": RANGES["read"]}
+    plain, smoothed = block(**static), block(**static, x_multiplier=torch.ones(36))
+    assert run(x, plain, plain).dtype == torch.uint8
+    assert run(x[:0], plain, plain).dtype == torch.uint8
+    for packed, reader in ((plain, smoothed), (smoothed, plain), (plain, block()), (block(), plain)):
+        assert torch.equal(run(x, packed, reader), run(x, packed))
+    assert torch.equal(run(x.half(), plain, plain), run(x.half(), plain))
+    for bad in (float("nan"), float("inf")):
+        spoilt = x.clone()
+        spoilt[1, 2, 3, 3] = bad
+        torch.testing.assert_close(run(spoilt, plain, plain), run(spoilt, plain), equal_nan=True, rtol=0, atol=0)
+    for value in (float("nan"), float("inf"), 3.4e38):
+        other = bias.clone()
+        other[5] = value
+        large = block(scale * 1e31, **static)
+        got, want = run(x, large, plain, other), run(x, large, bias=other)
+        torch.testing.assert_close(got, want, equal_nan=True, rtol=0, atol=0)
+
+
+def test_integers_that_a_layer_does_not_take_are_refused():
+    if fastcl.backends()["int8_conv2d_packed"]["cpu"] != "native":
+        pytest.skip("native kernels were not built: no C++ compiler at install time")
+    block = torch.ops.fastcl.int8_pack_weight(W.flatten(1), "auto", S, torch.tensor([0.1, 0.0]), mode="static")
+    dynamic = torch.ops.fastcl.int8_pack_weight(W.flatten(1), "auto", S)
+    images = X.to(memory_format=torch.channels_last)
+    where = ((3, 3), [1, 1], [0, 0, 0, 0], [1, 1])
+    for x, packed, reader, message in [
+        (images.to(torch.uint8), dynamic, None, "x may be uint8 where the layer is static"),
+        (images.to(torch.int8), block, None, "x must be float32"),
+        (images, block, block[:32], "reader must be a packed layer"),
+        (images, block, block.float(), "reader must be Byte"),
+        (images, block, block.view(2, -1), "reader must be a packed layer"),
+        (images, block, int8_pack_weight(W.flatten(1)), "reader must be a packed layer"),
+    ]:
+        with pytest.raises(RuntimeError, match=f"int8_conv2d_packed: .*{message}"):
+            torch.ops.fastcl.int8_conv2d_packed(x, packed, None, 3, *where, reader)
+    inputs = (images, block, S, 3, *where, block)
+    torch.library.opcheck(torch.ops.fastcl.int8_conv2d_packed.default, inputs)
+    torch.library.opcheck(torch.ops.fastcl.int8_conv2d_packed.default, (images.to(torch.uint8), *inputs[1:8]))
+
+
 def test_a_packed_layer_that_does_not_fit_is_refused():
     if fastcl.backends()["int8_conv2d_packed"]["cpu"] != "native":
         pytest.skip("native kernels were not built: no C++ compiler at install time")

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import fastcl
-from fastcl.ops import ntxent
+from fastcl.ops import checks, ntxent
 
 SHAPES = {
     "one_pair": (1, 4),
@@ -168,9 +168,51 @@ def test_opcheck(namespace):
     scale = torch.tensor(4.0, requires_grad=True)
     ops = getattr(torch.ops, namespace)
     torch.library.opcheck(ops.ntxent.default, (z0, z1, scale, "highest"))
-    losses = ops.ntxent(z0, z1, scale, "highest").detach()
+    losses = ops.ntxent(z0, z1, scale, "highest")[0].detach()
     views = (z0.detach(), z1.detach(), scale.detach())
     torch.library.opcheck(ops.ntxent_backward.default, (torch.ones_like(losses), *views, losses, "highest"))
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+@pytest.mark.parametrize("scale", [10.0, 200.0])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (70, 128), (300, 33)])
+def test_what_is_kept_for_backward_changes_no_bit(monkeypatch, shape, scale, precision):
+    if fastcl.backends()["ntxent"]["cpu"] != "native":
+        pytest.skip("native kernels were not built")
+    gradients, passed = [], []
+    backward = torch.ops.fastcl.ntxent_backward
+    for most in (checks._MOST_KEPT, 0):
+        monkeypatch.setattr(checks, "_MOST_KEPT", most)
+        torch.manual_seed(0)
+        z0, z1 = (torch.randn(shape, requires_grad=True) for _ in range(2))
+        losses = ntxent(z0, z1, scale, precision=precision)
+        (kept,) = (t for t in losses.grad_fn.saved_tensors if t.shape not in (z0.shape, losses.shape, ()))
+        passed.append(kept.numel())
+        losses.sum().backward(retain_graph=True)
+        # The kernel takes all that was kept from there: the rows themselves do not matter then.
+        if most and scale < 50:
+            rows = torch.zeros_like(z0)
+            grad, _ = backward(torch.ones_like(losses), rows, rows, torch.tensor(scale), losses, precision, kept)
+            assert torch.equal(grad[0], z0.grad)
+        gradients.append((z0.grad, z1.grad, losses.detach()))
+    assert passed[0] > 0 == passed[1]
+    for with_kept, without in zip(*gradients, strict=True):
+        assert torch.equal(with_kept, without)
+
+
+def test_nothing_is_kept_where_nothing_needs_it_or_it_is_large():
+    z = torch.ones(1)
+    assert not checks.is_differentiated(z, None)
+    assert checks.is_differentiated(None, z.requires_grad_())
+    with torch.no_grad():
+        assert not checks.is_differentiated(z)
+    cpu = torch.device("cpu")
+    native = fastcl.backends()["ntxent"]["cpu"] == "native"
+    assert (checks.floats_to_keep("ntxent", cpu, 2048, 2048, 128) > 2048 * (2048 + 128)) == native
+    assert checks.floats_to_keep("ntxent", cpu, 8192, 8192, 128) == 0
+    assert checks.floats_to_keep("ntxent", torch.device("cuda"), 512, 512, 128) == 0
+    with fastcl.use_backend("reference"):
+        assert checks.floats_to_keep("ntxent", cpu, 512, 512, 128) == 0
 
 
 BAD = {

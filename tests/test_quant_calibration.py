@@ -80,6 +80,21 @@ def test_static_ranges(observer):
     assert error(layer(test), test.double() @ weight.T + bias) <= 0.017
 
 
+@pytest.mark.parametrize(("inputs", "taken"), [(4, False), (8, True)], ids=["little", "much"])
+def test_static_convolutions_are_smoothed_only_where_that_gains_much(inputs, taken):
+    torch.manual_seed(0)
+    linear, conv = nn.Linear(64, 32), nn.Conv2d(64, 32, 1)
+    conv.weight.data = linear.weight.data[:, :, None, None].clone()
+    batch = torch.randn(512, 64) * torch.logspace(-0.9, 0, 64)
+    batch[:, -inputs:] *= 20
+    config, errors = QuantConfig(mode="static", outlier_ratio=None), []
+    for layer, x in ((linear, batch), (conv, batch[:, :, None, None])):
+        model = nn.Sequential(layer)
+        errors.append(quantize_(model, config, calibration=[x]).rows[0].error)
+        assert (model[0].x_multiplier is not None) == (taken or layer is linear)
+    assert errors[1] <= errors[0] / 0.75
+
+
 def test_the_mse_observer_cuts_off_a_lone_value():
     x = rows(512, 64, False)
     x[100, 3] = 60.0

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import fastcl
-from fastcl.ops import similarity_lse
+from fastcl.ops import checks, similarity_lse
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -199,12 +199,38 @@ def test_opcheck(namespace, symmetric):
     k_group = None if symmetric else torch.arange(4) % 2
     arguments = (q, k, scale, q_group, k_group, not symmetric, "highest")
     torch.library.opcheck(ops.similarity_lse.default, arguments)
-    row, col = (t.detach() for t in ops.similarity_lse(*arguments))
+    row, col, _ = (t.detach() for t in ops.similarity_lse(*arguments))
     inputs = [t.detach() if isinstance(t, Tensor) else t for t in (q, k, scale, q_group, k_group)]
     torch.library.opcheck(
         ops.similarity_lse_backward.default,
         (torch.ones_like(row), torch.ones_like(col), *inputs, row, col, True, not symmetric, "highest"),
     )
+
+
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 70, 33), (300, 131, 128)])
+def test_what_is_kept_for_backward_changes_no_bit(monkeypatch, shape, grouped, columns):
+    rows, cols, dim = shape
+    results = []
+    for most in (checks._MOST_KEPT, 0):
+        monkeypatch.setattr(checks, "_MOST_KEPT", most)
+        torch.manual_seed(0)
+        q, k = (torch.randn(count, dim, requires_grad=True) for count in (rows, cols))
+        groups = {"q_group": torch.arange(rows) % 3, "k_group": torch.arange(cols) % 4} if grouped else {}
+        lse = similarity_lse(q, k, 0.5, columns=columns, **groups)
+        finite = torch.cat([each[each.isfinite()] for each in (lse if columns else [lse])])
+        finite.square().sum().backward()
+        results.append((finite.detach(), q.grad, k.grad))
+    for kept, formed_again in zip(*results, strict=True):
+        assert torch.equal(kept, formed_again)
+
+
+def test_a_result_that_nobody_uses_has_no_gradient(backend):
+    q, k = (torch.randn(5, 4, requires_grad=True) for _ in range(2))
+    both, rows = similarity_lse(q, k, 3.0, columns=True)[0], similarity_lse(q, k, 3.0)
+    for a, b in zip(*(torch.autograd.grad(lse.sum(), (q, k)) for lse in (both, rows)), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_compiles_without_graph_breaks(backend):

@@ -84,6 +84,20 @@ inline Tensor float_vector(const char* op, const char* name, const Tensor& tenso
   return as_contiguous(tensor);
 }
 
+// What a forward pass kept for its backward pass, if it did; owns what `data` points to.
+struct KeptFloats {
+  std::optional<Tensor> tensor;
+  const float* data = nullptr;
+  int64_t count = 0;
+
+  KeptFloats(const char* op, const std::optional<Tensor>& kept) {
+    if (!kept) return;
+    tensor = float_vector(op, "kept", *kept, kept->numel());
+    data = floats(*tensor);
+    count = kept->numel();
+  }
+};
+
 // A precision as torch.get_float32_matmul_precision() names it.
 inline bool bf16_products(const char* op, const std::string& precision) {
   FASTCL_CHECK(precision == "highest" || precision == "high" || precision == "medium", op,

@@ -22,19 +22,24 @@ namespace fastcl {
 // Rows of float32 as the tile kernels want them: 64-byte aligned, rows and dim zero-padded to the kernels' steps.
 class PaddedRows {
  public:
-  PaddedRows(int64_t count, int64_t dim);  // the values of the rows are the caller's to write
+  PaddedRows(int64_t count, int64_t dim);               // the values of the rows are the caller's to write
+  PaddedRows(int64_t count, int64_t dim, float* data);  // floats() elements that stand there, 64-byte aligned
+  void clear_padding();
 
   int64_t count() const { return count_; }
   int64_t dim() const { return dim_; }
   int64_t padded_count() const { return padded_count_; }
   int64_t stride() const { return stride_; }  // the padded dim
-  float* row(int64_t i) { return data_.get() + i * stride_; }
-  const float* row(int64_t i) const { return data_.get() + i * stride_; }
+  int64_t floats() const { return padded_count_ * stride_; }
+  static int64_t floats(int64_t count, int64_t dim) { return PaddedRows(count, dim, nullptr).floats(); }
+  float* row(int64_t i) { return data_ + i * stride_; }
+  const float* row(int64_t i) const { return data_ + i * stride_; }
   bool is_padded() const { return count_ != padded_count_ || dim_ != stride_; }
 
  private:
   int64_t count_, dim_, padded_count_, stride_;
-  Buffer<float> data_;
+  Buffer<float> own_;
+  float* data_;
 };
 
 // <a, b> of two padded rows, in float32.
@@ -56,18 +61,23 @@ struct Contrast {
 constexpr int64_t kGroupPadding = 64;  // readable elements beyond the groups
 
 struct ContrastForward {
-  double* row_lse;  // [rows]
-  double* col_lse;  // [cols], null: not wanted
+  double* row_lse;        // [rows]
+  double* col_lse;        // [cols], null: not wanted
+  float* kept = nullptr;  // [contrast_kept_floats], written for the backward pass; null: that forms them again
 };
 
 struct ContrastBackward {
-  const float* row_lse;   // [rows]; need not be the forward pass's own: any normaliser will do
-  const float* grad_row;  // [rows]
-  const float* col_lse;   // [cols], null: no column terms
-  const float* grad_col;  // [cols], null: no column terms
-  float* grad_q;          // q's padded shape, null: not wanted
-  float* grad_k;          // k's padded shape, null: not wanted, or symmetric
+  const float* row_lse;         // [rows]; need not be the forward pass's own: any normaliser will do
+  const float* grad_row;        // [rows]
+  const float* col_lse;         // [cols], null: no column terms
+  const float* grad_col;        // [cols], null: no column terms
+  float* grad_q;                // q's padded shape, null: not wanted
+  float* grad_k;                // k's padded shape, null: not wanted, or symmetric
+  const float* kept = nullptr;  // what the forward pass of the same problem kept
 };
+
+// What a forward pass can keep: the exponentials, which are a quarter of the work of both passes.
+int64_t contrast_kept_floats(int64_t rows, int64_t cols, bool bf16_products);
 
 void contrast_forward(const Contrast& problem, const ContrastForward& out);
 void contrast_backward(const Contrast& problem, const ContrastBackward& out);

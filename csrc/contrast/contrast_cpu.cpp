@@ -33,7 +33,7 @@ int64_t cache_bytes(int level) {
   return level == 2 ? 2 << 20 : 30 << 20;
 }
 
-// Of a tile and its operands.
+// Of a tile and its rows; its keys and its results pass by a panel at a time.
 int64_t scratch_bytes() {
   static const int64_t bytes = cache_bytes(2) / 2;
   return bytes;
@@ -102,10 +102,11 @@ class TilePass {
       row_ranges_ = group_ranges(*p_.q_group, q_.count());
       if (!symmetric_) col_ranges_ = group_ranges(*p_.k_group, k_.count());
     }
-    pack_operands();
   }
 
   void forward(const ContrastForward& out) {
+    kept_ = safe_ ? nullptr : out.kept;
+    pack_operands();
     columns_ = symmetric_ || out.col_lse != nullptr;
     const float start = safe_ ? -std::numeric_limits<float>::infinity() : 0.f;
     row_reference_.assign(q_.padded_count() + kMaxTile, start);
@@ -120,6 +121,8 @@ class TilePass {
   }
 
   void backward(const ContrastBackward& out) {
+    kept_ = safe_ ? nullptr : const_cast<float*>(out.kept);  // not written here
+    if (!kept_) pack_operands();
     columns_ = symmetric_ || out.col_lse != nullptr;
     set_weights(out.row_lse, out.grad_row, q_, row_weight_, row_lse_);
     if (!symmetric_ && columns_) set_weights(out.col_lse, out.grad_col, k_, col_weight_, col_lse_);
@@ -145,7 +148,7 @@ class TilePass {
     const int64_t step = least_common_multiple(kernels_.rows_step, kernels_.cols_step);
     const int64_t rows = std::max(q_.padded_count(), k_.padded_count());
     int64_t tile = kMaxTile / step * step;
-    const auto bytes = [&](int64_t t) { return int64_t(sizeof(float)) * t * (t + 2 * q_.stride()); };
+    const auto bytes = [&](int64_t t) { return int64_t(sizeof(float)) * t * (t + q_.stride()); };
     while (tile > 2 * step && (rows < kTilesWanted * tile || bytes(tile) > scratch_bytes())) tile -= step;
     return tile;
   }
@@ -252,6 +255,8 @@ class TilePass {
       }
   }
 
+  int64_t kept_cols() const { return round_up(k_.count(), kernels_.cols_step); }
+
   std::atomic<int>& col_turn(int64_t J) { return symmetric_ ? row_turn_[J] : col_turn_[J]; }
 
   // Spins for a moment, then sleeps: an idle processor can then take over the thread that is waited for, should another
@@ -292,17 +297,21 @@ class TilePass {
       return groups ? groups->data() + at : nullptr;
     };
     Tile t{};
-    t.a = (kernels_.pack == 1 ? q_.row(0) : rows_as_words_.get()) + i0 * words_;
-    t.b = panels_.get() + j0 * words_;
+    if (panels_.get()) {  // else the similarities were kept
+      t.a = (kernels_.pack == 1 ? q_.row(0) : rows_as_words_.get()) + i0 * words_;
+      t.b = panels_.get() + j0 * words_;
+    }
     t.words = static_cast<int>(words_);
     t.rows = static_cast<int>(std::min(tile_, q_.padded_count() - i0));
     t.cols = static_cast<int>(round_up(cols, kernels_.cols_step));
+    t.triangle = symmetric_ && I == J;
     t.i0 = i0;
     t.j0 = j0;
     t.live_rows = q_.count();
     t.live_cols = k_.count();
     t.row_group = group(p_.q_group, i0);
     t.col_group = group(symmetric_ ? p_.q_group : p_.k_group, j0);
+    if (kept_) t.kept = kept_ + i0 * kept_cols() + t.rows * j0;
     t.row_out = scratch.row_out;
     t.col_out = scratch.col_out;
     return t;
@@ -329,8 +338,9 @@ class TilePass {
     };
     wait(row_turn_[I], row_turn);
     update(scratch.row_out, t.i0, t.rows, row_reference_, row_sum_);
+    if (t.triangle) update(scratch.col_out, t.j0, t.cols, row_reference_, row_sum_);
     pass_on(row_turn_[I], row_turn);
-    if (symmetric_ && I == J) return;  // this tile holds both triangles
+    if (t.triangle) return;
     wait(col_turn(J), col_turn_number);
     if (columns_) update(scratch.col_out, t.j0, t.cols, col_reference, col_sum);
     pass_on(col_turn(J), col_turn_number);
@@ -353,16 +363,19 @@ class TilePass {
     kernels_.gradient(t, is_masked(I, J), columns_, safe_);
 
     const int keys = static_cast<int>(std::min<int64_t>(t.cols, k_.padded_count() - t.j0));
+    float* panel = scratch.panel.get();
     wait(row_turn_[I], row_turn);
     if (grad_q_)
-      kernels_.product(
-          {t.g_rows, t.ld_rows, 1, k_.row(t.j0), keys / pack, scratch.panel.get(), grad_q_ + t.i0 * dim, t.rows, dim});
-    pass_on(row_turn_[I], row_turn);
-    if (symmetric_ && I == J) return;
-    wait(col_turn(J), col_turn_number);
+      kernels_.product({t.g_rows, t.ld_rows, 1, k_.row(t.j0), keys / pack, panel, grad_q_ + t.i0 * dim, t.rows, dim,
+                        t.triangle ? Part::kDiagonalAndAbove : Part::kWhole});
+    if (!t.triangle) {
+      pass_on(row_turn_[I], row_turn);
+      wait(col_turn(J), col_turn_number);
+    }
     if (grad_k_)
       kernels_.product({pack == 1 ? t.g_rows : t.g_cols, 1, pack == 1 ? t.ld_rows : t.ld_cols, q_.row(t.i0),
-                        t.rows / pack, scratch.panel.get(), grad_k_ + t.j0 * dim, keys, dim});
+                        t.rows / pack, panel, grad_k_ + t.j0 * dim, keys, dim,
+                        t.triangle ? Part::kAbove : Part::kWhole});
     pass_on(col_turn(J), col_turn_number);
   }
 
@@ -380,24 +393,37 @@ class TilePass {
   Buffer<float> panels_, rows_as_words_;
   std::vector<float> row_reference_, col_reference_, row_weight_, col_weight_, row_lse_, col_lse_;
   std::vector<double> row_sum_, col_sum_;
+  float* kept_ = nullptr;
   float* grad_q_ = nullptr;
   float* grad_k_ = nullptr;
 };
 
 }  // namespace
 
-PaddedRows::PaddedRows(int64_t count, int64_t dim)
+PaddedRows::PaddedRows(int64_t count, int64_t dim, float* data)
     : count_(count),
       dim_(dim),
       padded_count_(round_up(count, float32_kernels().rows_step)),
       stride_(round_up(dim, float32_kernels().dim_step)),
-      data_(padded_count_ * stride_) {
+      data_(data) {}
+
+PaddedRows::PaddedRows(int64_t count, int64_t dim) : PaddedRows(count, dim, nullptr) {
+  own_ = Buffer<float>(floats());
+  data_ = own_.get();
+  clear_padding();
+}
+
+void PaddedRows::clear_padding() {
   if (dim_ != stride_)
     for (int64_t i = 0; i < count_; ++i) std::fill(row(i) + dim_, row(i) + stride_, 0.f);
-  std::fill(row(count_), row(0) + padded_count_ * stride_, 0.f);
+  std::fill(row(count_), row(0) + floats(), 0.f);
 }
 
 float dot_rows(const float* a, const float* b, int64_t stride) { return float32_kernels().dot(a, b, stride); }
+
+int64_t contrast_kept_floats(int64_t rows, int64_t cols, bool bf16_products) {
+  return PaddedRows(rows, 1, nullptr).padded_count() * round_up(cols, kernels_for(bf16_products).cols_step);
+}
 
 void contrast_forward(const Contrast& problem, const ContrastForward& out) {
   TilePass(problem, kernels_for(problem.bf16_products)).forward(out);

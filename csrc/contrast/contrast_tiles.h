@@ -17,11 +17,14 @@ namespace fastcl {
 constexpr int kMaxTile = 256;  // rows and columns of a tile, at most
 constexpr int kSkew = 16;  // words between the rows of G beyond its width: a walk down a column spreads over L1 sets
 
+// A tile on the diagonal of a symmetric problem is formed in blocks of `unit` rows and columns, which the steps divide:
+// those on the diagonal, whose pairs count for the rows alone, and those above it, which stand for those below as well.
 struct Tile {
   const float* a;                // rows, [rows, words]
   const float* b;                // panels of the keys, [cols / cols_step, words, cols_step]
   int words;                     // along dim
   int rows, cols;                // computed: multiples of rows_step and cols_step
+  bool triangle;                 // on the diagonal of a symmetric problem
   int64_t i0, j0;                // of the tile's corner
   int64_t live_rows, live_cols;  // of the whole matrix: what lies beyond is padding
   // What follows is indexed from the tile's corner.
@@ -33,6 +36,8 @@ struct Tile {
   const float* col_weight;
   const float* row_lse;  // gradient, safe: log2 of each row's sum
   const float* col_lse;
+  float* kept;           // [rows, cols], powers of two of the similarities, which sums writes and gradient reads;
+                         // null: gradient forms them again. Never where safe
   float* row_out;        // [rows], sum or maximum over the tile's columns
   float* col_out;        // [cols]
   float* g_rows;         // [rows, ld_rows] words, contraction along the columns
@@ -42,6 +47,8 @@ struct Tile {
 
 // out[rows, dim] += A Z, with A read in place through two strides. Z is packed a few columns at a time, which stay
 // near.
+enum class Part { kWhole, kDiagonalAndAbove, kAbove };  // of A: kAbove takes A transposed, where that is below
+
 struct Product {
   const float* a;
   ptrdiff_t row_stride, word_stride;  // words
@@ -51,6 +58,7 @@ struct Product {
   float* out;
   int rows;
   int64_t dim;
+  Part part;
 };
 
 // One instruction set's kernels. `masked`: the tile holds padding or pairs that are left out; `columns`: sums over the

@@ -1,7 +1,9 @@
 // The templates behind ContrastKernels; see contrast_tiles.h. Included inside a target region.
 #pragma once
 
+#include <algorithm>
 #include <limits>
+#include <numeric>
 
 #include "contrast/contrast_tiles.h"
 
@@ -31,6 +33,8 @@ struct ContrastTiles {
   static constexpr int kDimStep = 2 * kLanes;
   static constexpr int kPack = Products::kPack;
   using Sums = F[kRows][kVectors];
+  static constexpr int kUnit = std::lcm(kRows, kCols);
+  static_assert(kUnit % kProductRows == 0 && kUnit % (2 * kPack) == 0);
   // Smaller powers of two count as 0: beside the largest, which is 1, they are lost, and their products would be
   // subnormal, which processors multiply a hundred times slower.
   static constexpr float kLeast = -64.f;
@@ -71,6 +75,14 @@ struct ContrastTiles {
     }
   }
 
+  // Of a panel's rows: up to where they are formed, and up to where they count for the columns too.
+  struct Rows {
+    FASTCL_INLINE Rows(const Tile& t, int col)
+        : end(t.triangle ? std::min(t.rows, unit(col) + kUnit) : t.rows), both(t.triangle ? unit(col) : t.rows) {}
+    int end, both;
+  };
+  static FASTCL_INLINE int unit(int at) { return at / kUnit * kUnit; }
+
   // 2^(x - reference), reference being an upper bound of x.
   static FASTCL_INLINE F exp2_below(F x, F reference) {
     const F least = V::set(kLeast), power = V::max(V::sub(x, reference), least);
@@ -103,7 +115,8 @@ struct ContrastTiles {
       const Mask mask(t, col);
       F col_max[kVectors];
       FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) col_max[v] = V::set(kMinusInfinity);
-      for (int row = 0; row < t.rows; row += kRows) {
+      const Rows rows(t, col);
+      for (int row = 0; row < rows.end; row += kRows) {
         Sums s;
         prefetch(t, row, col);
         multiply(t.a + ptrdiff_t(row) * t.words, t.words, 1, t.b + ptrdiff_t(col) * t.words, t.words, s);
@@ -113,7 +126,8 @@ struct ContrastTiles {
             F x = s[r][v];
             if constexpr (kMasked) x = V::select(mask.kept(row + r, v), x, V::set(kMinusInfinity));
             top = V::max(top, x);
-            if constexpr (kColumns) col_max[v] = V::max(col_max[v], x);
+            if constexpr (kColumns)
+              if (row < rows.both) col_max[v] = V::max(col_max[v], x);
           }
           V::store(row_max[row + r], top);
         }
@@ -136,7 +150,8 @@ struct ContrastTiles {
         if constexpr (kColumns) V::store(col_sum + v * kLanes, V::set(0.f));
         if constexpr (kColumns && kSafe) col_reference[v] = V::load(t.col_reference + col + v * kLanes);
       }
-      for (int row = 0; row < t.rows; row += kRows) {  // ... while the rows stream by
+      const Rows rows(t, col);
+      for (int row = 0; row < rows.end; row += kRows) {  // ... while the rows stream by
         Sums s;
         prefetch(t, row, col);
         multiply(t.a + ptrdiff_t(row) * t.words, t.words, 1, t.b + ptrdiff_t(col) * t.words, t.words, s);
@@ -158,14 +173,17 @@ struct ContrastTiles {
               by_row = V::select(bits, by_row, V::set(0.f));
               if constexpr (kColumns) by_col = V::select(bits, by_col, V::set(0.f));
             }
+            if constexpr (!kSafe)
+              if (t.kept) V::store(t.kept + ptrdiff_t(row + r) * t.cols + col + v * kLanes, by_row);
             sum = V::add(sum, by_row);
             if constexpr (kColumns) col_add[v] = V::add(col_add[v], by_col);
           }
           V::store(row_sum[row + r], sum);
         }
         if constexpr (kColumns)
-          FASTCL_UNROLL for (int v = 0; v < kVectors; ++v)
-              V::store(col_sum + v * kLanes, V::add(V::load(col_sum + v * kLanes), col_add[v]));
+          if (row < rows.both)
+            FASTCL_UNROLL for (int v = 0; v < kVectors; ++v)
+                V::store(col_sum + v * kLanes, V::add(V::load(col_sum + v * kLanes), col_add[v]));
       }
       if constexpr (kColumns)
         FASTCL_UNROLL for (int v = 0; v < kVectors; ++v)
@@ -178,7 +196,8 @@ struct ContrastTiles {
   static FASTCL_NOINLINE void gradient_tile(const Tile& t) {
     for (int col = 0; col < t.cols; col += kCols) {
       const Mask mask(t, col);
-      for (int row = 0; row < t.rows; row += kRows) {
+      const Rows rows(t, col);
+      for (int row = 0; row < rows.end; row += kRows) {
         Sums s;
         prefetch(t, row, col);
         multiply(t.a + ptrdiff_t(row) * t.words, t.words, 1, t.b + ptrdiff_t(col) * t.words, t.words, s);
@@ -204,17 +223,36 @@ struct ContrastTiles {
             s[r][v] = g;
           }
         }
-        if constexpr (kPack == 1) {
-          FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v)
-              V::store(t.g_rows + ptrdiff_t(row + r) * t.ld_rows + col + v * kLanes, s[r][v]);
-        } else {
-          FASTCL_UNROLL for (int r = 0; r < kRows; r += 2) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
-            Products::store_half(t.g_rows + ptrdiff_t(row + r) * t.ld_rows + (col + v * kLanes) / 2, s[r][v]);
-            Products::store_half(t.g_rows + ptrdiff_t(row + r + 1) * t.ld_rows + (col + v * kLanes) / 2, s[r + 1][v]);
-            V::store(t.g_cols + ptrdiff_t(row + r) / 2 * t.ld_cols + col + v * kLanes,
-                     Products::pair(s[r][v], s[r + 1][v]));
-          }
+        store_gradient(t, row, col, s);
+      }
+    }
+  }
+
+  // The same from the powers that the forward pass kept, which are 0 where a pair is left out.
+  template <bool kColumns>
+  static FASTCL_NOINLINE void kept_gradient_tile(const Tile& t) {
+    for (int row = 0; row < t.rows; row += kRows)
+      for (int col = t.triangle ? unit(row) : 0; col < t.cols; col += kCols) {
+        Sums s;
+        FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
+          F weight = V::set(t.row_weight[row + r]);
+          if constexpr (kColumns) weight = V::add(weight, V::load(t.col_weight + col + v * kLanes));
+          s[r][v] = V::mul(V::load(t.kept + ptrdiff_t(row + r) * t.cols + col + v * kLanes), weight);
         }
+        store_gradient(t, row, col, s);
+      }
+  }
+
+  static FASTCL_INLINE void store_gradient(const Tile& t, int row, int col, const Sums& s) {
+    if constexpr (kPack == 1) {
+      FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v)
+          V::store(t.g_rows + ptrdiff_t(row + r) * t.ld_rows + col + v * kLanes, s[r][v]);
+    } else {
+      FASTCL_UNROLL for (int r = 0; r < kRows; r += 2) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
+        Products::store_half(t.g_rows + ptrdiff_t(row + r) * t.ld_rows + (col + v * kLanes) / 2, s[r][v]);
+        Products::store_half(t.g_rows + ptrdiff_t(row + r + 1) * t.ld_rows + (col + v * kLanes) / 2, s[r + 1][v]);
+        V::store(t.g_cols + ptrdiff_t(row + r) / 2 * t.ld_cols + col + v * kLanes,
+                 Products::pair(s[r][v], s[r + 1][v]));
       }
     }
   }
@@ -227,7 +265,11 @@ struct ContrastTiles {
     // out comes from far away: ask for it now, add to it after the multiplication, and its latency is hidden.
     FASTCL_UNROLL for (int r = 0; r < rows; ++r) for (int v = 0; v < vectors; ++v)
         FASTCL_PREFETCH(out + r * p.dim + v * kLanes);
-    multiply(p.a + row * p.row_stride, p.row_stride, p.word_stride, p.panel, p.words, sums);
+    const int diagonal = unit(row) / kPack;
+    const int begin = p.part == Part::kDiagonalAndAbove ? diagonal : 0;
+    const int end = p.part == Part::kAbove ? diagonal : p.words;
+    multiply(p.a + row * p.row_stride + begin * p.word_stride, p.row_stride, p.word_stride,
+             p.panel + begin * vectors * kLanes, end - begin, sums);
     FASTCL_UNROLL for (int r = 0; r < rows; ++r) FASTCL_UNROLL for (int v = 0; v < vectors; ++v) {
       float* at = out + r * p.dim + v * kLanes;
       V::store(at, V::add(V::load(at), sums[r][v]));
@@ -297,7 +339,10 @@ struct ContrastTiles {
          {gradient_tile<false, true, false>, gradient_tile<false, true, true>}},
         {{gradient_tile<true, false, false>, gradient_tile<true, false, true>},
          {gradient_tile<true, true, false>, gradient_tile<true, true, true>}}};
-    kVariants[masked][columns][safe](t);
+    if (t.kept)
+      columns ? kept_gradient_tile<true>(t) : kept_gradient_tile<false>(t);
+    else
+      kVariants[masked][columns][safe](t);
   }
 
   static constexpr ContrastKernels kTable = {kRows, kCols,    kDimStep, kProductCols, kPack,      maxima,

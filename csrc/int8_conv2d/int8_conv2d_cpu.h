@@ -15,8 +15,9 @@ struct Int8PatchPlace {
   int64_t top, left;
 };
 
-// Copies any patch to `out`, with zeros for what lies outside.
-void gather_patch(const Int8Patches& patches, const Int8PatchPlace& place, int64_t pixel_bytes, uint8_t* out);
+// Copies any patch to `out`, with bytes of `outside` for what lies there.
+void gather_patch(const Int8Patches& patches, const Int8PatchPlace& place, int64_t pixel_bytes, uint8_t* out,
+                  uint8_t outside);
 
 namespace {  // a copy for each kernel's file, which compiles it as it may
 
@@ -69,16 +70,22 @@ class Int8PatchWalk {
     place_.image += image_bytes();
   }
 
+  bool is_inside() const {
+    return place_.top >= 0 && place_.left >= 0 && place_.top + (p_.kernel_height - 1) * p_.dilation_y < p_.height &&
+           place_.left + (p_.kernel_width - 1) * p_.dilation_x < p_.width;
+  }
+
+  // Where the patch begins, if all of it is inside.
+  const uint8_t* begin() const { return place_.image + (place_.top * p_.width + place_.left) * pixel_bytes_; }
+
   // The patch's values: as they stand in the image, if they stand there in one piece, else gathered in `scratch`.
-  FASTCL_INLINE const uint8_t* values(uint8_t* scratch) const {
-    const bool inside = place_.top >= 0 && place_.left >= 0 &&
-                        place_.top + (p_.kernel_height - 1) * p_.dilation_y < p_.height &&
-                        place_.left + (p_.kernel_width - 1) * p_.dilation_x < p_.width;
-    if (!inside || (p_.dilation_x > 1 && p_.kernel_width > 1)) {
-      gather_patch(p_, place_, pixel_bytes_, scratch);
+  // What lies outside is bytes of `outside`.
+  FASTCL_INLINE const uint8_t* values(uint8_t* scratch, uint8_t outside = 0) const {
+    if (!is_inside() || (p_.dilation_x > 1 && p_.kernel_width > 1)) {
+      gather_patch(p_, place_, pixel_bytes_, scratch, outside);
       return scratch;
     }
-    const uint8_t* line = place_.image + (place_.top * p_.width + place_.left) * pixel_bytes_;
+    const uint8_t* line = begin();
     if (p_.kernel_height == 1) return line;
     const int64_t step = p_.dilation_y * p_.width * pixel_bytes_;
     uint8_t* out = scratch;

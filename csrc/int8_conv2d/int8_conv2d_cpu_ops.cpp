@@ -1,5 +1,7 @@
 #include <torch/csrc/stable/library.h>
 
+#include <cmath>
+#include <limits>
 #include <optional>
 
 #include "common/memory.h"
@@ -35,9 +37,22 @@ bool is_channels_last(const Tensor& x) {
   return true;
 }
 
+// Whether the layer can hand integers on: images quantised whole, and no sum of theirs that could give more than floats
+// hold, so that only what is not finite in x is not finite in y.
+bool gives_integers(const Int8Linear& p, const std::optional<Tensor>& bias) {
+  if (p.mode != Int8Mode::kStatic || p.x_multiplier || p.outliers) return false;
+  const float* add = bias ? floats(*bias) : nullptr;
+  bool finite = true;
+  for (int64_t n = 0; n < p.n; ++n) {
+    const float most = 0x1p31f * (p.x_scale * p.weight_scale[n]) + (add ? std::fabs(add[n]) : 0.f);
+    finite &= most <= std::numeric_limits<float>::max();  // false of NaN
+  }
+  return finite;
+}
+
 Tensor int8_conv2d_packed_cpu(const Tensor& x, const Tensor& packed, std::optional<Tensor> bias, int64_t n,
                               std::vector<int64_t> kernel, std::vector<int64_t> stride, std::vector<int64_t> padding,
-                              std::vector<int64_t> dilation) {
+                              std::vector<int64_t> dilation, std::optional<Tensor> reader) {
   constexpr const char* kOp = "int8_conv2d_packed";
   FASTCL_CHECK(x.dim() == 4 && is_channels_last(x), kOp,
                ": x must be [B, C, H, W] in channels-last memory format, got ", shape(x));
@@ -49,10 +64,24 @@ Tensor int8_conv2d_packed_cpu(const Tensor& x, const Tensor& packed, std::option
   FASTCL_CHECK(n >= 1 && n <= packed.numel(), kOp, ": n must be the rows of the weight, got ", n);
   const Int8Kernel& used = int8_kernel_of(kOp, packed, n, kernel[0] * kernel[1] * channels);
   Int8Linear p = int8_packed_layer(kOp, packed);
-  if (!patches.are_rows()) p.patches = &patches;
+  if (bias) bias = float_vector(kOp, "bias", *bias, n);
+  p.x_quantized = x.scalar_type() == ScalarType::Byte;
+  FASTCL_CHECK(!p.x_quantized || (p.mode == Int8Mode::kStatic && !p.x_multiplier && !p.outliers), kOp,
+               ": x may be uint8 where the layer is static, without multiplier and outlier columns");
+  if (reader) {
+    take_reader(kOp, *reader, p);
+    p.y_quantized &= (p.x_quantized || x.scalar_type() == ScalarType::Float) && gives_integers(p, bias);
+  }
+  if (!patches.are_rows() || p.x_quantized || p.y_quantized) p.patches = &patches;
   const int64_t batch = x.size(0), height = patches.out_height, width = patches.out_width;
   const int64_t sizes[] = {batch, n, height, width}, strides[] = {height * width * n, 1, width * n, n};
-  Tensor y = new_strided_tensor(x, sizes, strides, x.scalar_type());
+  const ScalarType type = p.x_quantized ? ScalarType::Float : x.scalar_type();
+  if (p.y_quantized) {
+    Tensor y = new_strided_tensor(x, sizes, strides, ScalarType::Byte);
+    if (run_int8_kernel(kOp, used, p, x, bias, y)) return y;
+    p.y_quantized = false;
+  }
+  Tensor y = new_strided_tensor(x, sizes, strides, type);
   run_int8_kernel(kOp, used, p, x, bias, y);
   return y;
 }

@@ -15,6 +15,9 @@
 // All but the last sum is float32 without contraction, so that every kernel gives the same bits (GELU and SiLU: the
 // same to 1e-6). A row whose absmax (kAsymmetric: range) is under 2^-100 counts as zeros; one that holds a NaN or an
 // infinity comes out as NaN, as does one whose range is infinite.
+//
+// Between two layers of kStatic the values can stay integers: x may be q + zero of the layer itself, and y what the
+// layer that reads it would quantise it to, bit for bit.
 #pragma once
 
 #include <cstdint>
@@ -81,9 +84,9 @@ struct Int8PackWeight {
 struct Int8Patches;  // int8_conv2d.h
 
 struct Int8Linear {
-  const void* x;               // [m, k], of type `type`, contiguous
+  const void* x;               // [m, k], of type `type`, contiguous; or, if x_quantized, uint8
   const Int8Patches* patches;  // null, or how the rows lie in x: then x is images
-  FloatType type;              // of x and y
+  FloatType type;              // of x and y, where they are not integers
   int64_t m;
   int64_t k;
   int64_t n;
@@ -98,7 +101,11 @@ struct Int8Linear {
   const int64_t* outlier_columns;  // [outliers], each 0 to k - 1
   const float* outlier_weight;     // [outliers, n]
   Activation activation;
-  void* y;  // [m, n]
+  void* y;           // [m, n]
+  bool x_quantized;  // x is q + x_zero; patches of kStatic, without multiplier and outliers
+  bool y_quantized;  // y is uint8; the layer likewise
+  float y_scale;     // of y's quantiser, a kStatic one
+  int32_t y_zero;
 };
 
 // A kernel: its weight layout, and the product on it. All kernels give the same results.
@@ -106,7 +113,7 @@ struct Int8Kernel {
   const char* name;
   bool (*available)();                  // on this machine, within FASTCL_CPU
   void (*pack)(const Int8PackWeight&);  // adds sums and weight to a block of zeros that has its header
-  void (*linear)(const Int8Linear&);
+  bool (*linear)(const Int8Linear&);    // false: x holds a NaN or an infinity, and y, with y_quantized, nothing
 };
 
 // The kernel of that name, "auto" being the fastest available one; null where it is unknown or not available.

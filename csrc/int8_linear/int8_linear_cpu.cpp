@@ -1,6 +1,7 @@
 #include "int8_linear/int8_linear_cpu.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <limits>
 #include <vector>
@@ -74,23 +75,35 @@ float sum_of_products(const Int8Linear& p, const int16_t* a, const int8_t* b) {
   return int16_sum(high, low);
 }
 
-void linear_portable(const Int8Linear& p) {
+bool linear_portable(const Int8Linear& p) {
   const int64_t k16 = int8_padded_k(p.k);
   const int8_t* weight = int8_packed_weight(p.packed, p.n);
   std::vector<int16_t> q(p.m * k16);
   std::vector<float> scales(p.m), outliers(p.m * p.outliers);
+  const int64_t x_bytes = p.x_quantized ? 1 : size_of(p.type);
+  const Int8Output out = int8_output(p);
+  std::atomic<bool> finite{true};
   parallel_for(p.m, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> x(p.k);
-    std::vector<uint8_t> patch(p.patches ? size_t(p.k * size_of(p.type)) : 0);
+    std::vector<uint8_t> patch(p.patches ? size_t(p.k * x_bytes) : 0);
     for (int64_t m = begin; m < end; ++m) {
+      if (p.x_quantized) {
+        const Int8PatchWalk walk(*p.patches, p.x, 1, m);
+        const uint8_t* values = walk.values(patch.data(), uint8_t(p.x_zero));
+        for (int64_t i = 0; i < p.k; ++i) q[m * k16 + i] = int16_t(values[i] - p.x_zero);
+        scales[m] = p.x_scale;
+        continue;
+      }
       if (p.patches)
         load_floats(Int8PatchWalk(*p.patches, p.x, size_of(p.type), m).values(patch.data()), p.type, 0, p.k, x.data());
       else
         load_floats(p.x, p.type, m * p.k, p.k, x.data());
       for (int64_t j = 0; j < p.outliers; ++j) outliers[m * p.outliers + j] = x[p.outlier_columns[j]];
       scales[m] = quantize_row(p, x.data(), q.data() + m * k16).scale;
+      if (scales[m] != scales[m]) finite.store(false, std::memory_order_relaxed);
     }
   });
+  if (out.quantized && !finite) return false;
   const int64_t row_tasks = (p.m + kRows - 1) / kRows, column_tasks = (p.n + kColumns - 1) / kColumns;
   parallel_for(row_tasks * column_tasks, 1, [&](int64_t begin, int64_t end) {
     float y[kColumns];
@@ -106,10 +119,14 @@ void linear_portable(const Int8Linear& p) {
           y[n - n0] = value;
         }
         activate<false>(y, n1 - n0, p.activation);
-        store_floats(y, n1 - n0, p.type, m * p.n + n0, p.y);
+        if (out.quantized)
+          for (int64_t n = n0; n < n1; ++n) static_cast<uint8_t*>(p.y)[m * p.n + n] = quantize_output(out, y[n - n0]);
+        else
+          store_floats(y, n1 - n0, p.type, m * p.n + n0, p.y);
       }
     }
   });
+  return true;
 }
 
 const Int8Kernel kPortable = {"portable", [] { return true; }, pack_portable, linear_portable};

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <new>
 #include <utility>
@@ -18,6 +19,7 @@
 #include "common/parallel.h"
 #include "int8_conv2d/int8_conv2d_cpu.h"
 #include "int8_linear/int8_linear.h"
+#include "int8_linear/int8_linear_math.h"
 
 namespace fastcl {
 
@@ -39,7 +41,9 @@ struct Int8Row {
 };
 
 struct Int8Tile {
-  const uint8_t* a;           // micro-block [k16 / 16][rows][16], values as the kernel wants them
+  const uint8_t* a;            // micro-block [k16 / 16][rows][16], values as the kernel wants them; or null, and then
+  const uint8_t* const* rows;  // four values of k of row r, the g-th four, stand at rows[r] + steps[g]
+  const int32_t* steps;
   const int8_t* b;            // panel of the packed weight
   int64_t chunks;             // k16 / 16
   const int32_t* sums;        // [panel]
@@ -54,8 +58,9 @@ struct Int8Tile {
   const float* outlier_weight;  // [outliers][panel]
   uint8_t* y;
   int64_t y_stride;  // bytes from row to row
-  FloatType type;    // of y
-  int columns;       // valid ones, up to the panel's
+  FloatType type;    // of y, if it is not quantised
+  Int8Output out;
+  int columns;  // valid ones, up to the panel's
   Activation activation;
   bool stream;              // y is large: write it past the cache
   const char* prefetch;     // what is read soon, ...
@@ -109,52 +114,101 @@ class AlignedBytes {
   int64_t capacity_ = 0;
 };
 
+// A patch is runs of neighbours in its image: how far each `unit` values of k stand from its first one. None where a
+// unit would cross from one run into the next.
+inline std::vector<int32_t> patch_steps(const Int8Patches& p, int64_t k, int64_t unit) {
+  const int64_t c = p.channels, line = p.kernel_width * c, run = p.dilation_x == 1 ? line : c;
+  if (run % unit != 0 || p.height * p.width * c > std::numeric_limits<int32_t>::max()) return {};
+  std::vector<int32_t> steps(size_t(int8_padded_k(k) / unit));  // past k they are 0: any, they meet weights of zero
+  for (int64_t i = 0; i < k; i += unit) {
+    const int64_t y = i / line * p.dilation_y, x = i % line / c * p.dilation_x;
+    steps[size_t(i / unit)] = int32_t((y * p.width + x) * c + i % c);
+  }
+  return steps;
+}
+
 // Images in quantised form, with their padding.
 struct Int8Images {
-  Buffer<uint8_t> values;  // null: there are none
-  Int8Patches patches;     // of these images
+  const uint8_t* values = nullptr;  // null: there are none
+  Buffer<uint8_t> own;              // where they stand
+  Int8Patches patches;              // of these images
+  std::vector<int32_t> steps;       // of fours, which the kernel then reads in the image
 };
 
-// In kStatic a value is the same integer in every patch that it is part of: images are quantised whole, once. None
-// where that cannot be, or does not pay.
-template <class Kernel>
-Int8Images quantized_images(const Int8Linear& p) {
-  Int8Images images;
-  if (p.patches == nullptr || p.mode != Int8Mode::kStatic || p.x_multiplier || p.outliers) return images;
+inline bool patches_overlap(const Int8Patches& p) { return p.kernel_height * p.kernel_width > p.stride_y * p.stride_x; }
+
+// Fills `images` with those of p and their padding, pixels of bytes that are `zero`; fill(pixel, count, out) writes
+// count pixels from x's.
+template <class Fill>
+void pad_images(const Int8Linear& p, int64_t pixel_bytes, int zero, Int8Images& images, Fill&& fill) {
   const Int8Patches& from = *p.patches;
-  if (from.kernel_height * from.kernel_width <= from.stride_y * from.stride_x) return images;
   Int8Patches& to = images.patches = from;
   to.height = (from.out_height - 1) * from.stride_y + (from.kernel_height - 1) * from.dilation_y + 1;
   to.width = (from.out_width - 1) * from.stride_x + (from.kernel_width - 1) * from.dilation_x + 1;
   to.pad_top = to.pad_left = 0;
-  const int64_t pixel = from.channels * Kernel::kValueBytes, line = to.width * pixel;
   const int64_t left = std::min(from.pad_left, to.width), inside = std::clamp<int64_t>(to.width - left, 0, from.width);
-  const int64_t lines = p.m / (from.out_height * from.out_width) * to.height;
-  const int zero = Kernel::kValueBytes == 1 ? p.x_zero : 0;                     // as Kernel::quantize_row stores 0
-  Buffer<uint8_t> values(lines * line + 2 * kInt8Chunk * Kernel::kValueBytes);  // chunks are read whole
-  std::atomic<bool> finite{true};
+  const int64_t lines = p.m / (from.out_height * from.out_width) * to.height, line = to.width * pixel_bytes;
+  images.own = Buffer<uint8_t>(lines * line + 2 * kInt8Chunk * 4);  // chunks are read whole
+  images.values = images.own.get();
   parallel_for(lines, grain_of(to.width * to.channels), [&](int64_t begin, int64_t end) {
-    Int8Linear row = p;
-    row.k = inside * from.channels;
-    Buffer<uint8_t> quantized(int8_padded_k(row.k) * Kernel::kValueBytes);
     for (int64_t i = begin; i < end; ++i) {
-      uint8_t* out = values.get() + i * line;
+      uint8_t* out = images.own.get() + i * line;
       const int64_t y = i % to.height - from.pad_top;
       if (y < 0 || y >= from.height || inside == 0) {
         std::memset(out, zero, size_t(line));
         continue;
       }
-      Int8Row stored;
-      const int64_t first = (i / to.height * from.height + y) * from.width * from.channels;
-      Kernel::quantize_row(row, static_cast<const uint8_t*>(p.x) + first * size_of(p.type), quantized.get(),
-                           kInt8Chunk * Kernel::kValueBytes, stored);
-      if (!(stored.scale == p.x_scale)) finite.store(false, std::memory_order_relaxed);
-      std::memset(out, zero, size_t(left * pixel));
-      std::memcpy(out + left * pixel, quantized.get(), size_t(inside * pixel));
-      std::memset(out + (left + inside) * pixel, zero, size_t((to.width - left - inside) * pixel));
+      std::memset(out, zero, size_t(left * pixel_bytes));
+      fill((i / to.height * from.height + y) * from.width, inside, out + left * pixel_bytes);
+      std::memset(out + (left + inside) * pixel_bytes, zero, size_t((to.width - left - inside) * pixel_bytes));
     }
   });
-  if (finite) images.values = std::move(values);  // else a patch that holds a NaN gives NaN, the others do not
+}
+
+// In kStatic a value is the same integer in every patch that it is part of: images are quantised whole, once. None
+// where that cannot be, or does not pay, or a value is not finite.
+template <class Kernel>
+Int8Images quantized_images(const Int8Linear& p) {
+  Int8Images images;
+  if (p.patches == nullptr || p.mode != Int8Mode::kStatic || p.x_multiplier || p.outliers) return images;
+  if (!patches_overlap(*p.patches) && !p.x_quantized && !p.y_quantized) return images;
+  const int64_t channels = p.patches->channels, pixel_bytes = channels * Kernel::kValueBytes;
+  const int zero = Kernel::kValueBytes == 1 ? p.x_zero : 0;  // as Kernel::quantize_row stores 0
+  const auto* x = static_cast<const uint8_t*>(p.x);
+  if (p.x_quantized) {
+    pad_images(p, pixel_bytes, zero, images, [&](int64_t pixel, int64_t count, uint8_t* out) {
+      Kernel::take_quantized(x + pixel * channels, count * channels, p.x_zero, out);
+    });
+  } else {
+    std::atomic<bool> finite{true};
+    pad_images(p, pixel_bytes, zero, images, [&](int64_t pixel, int64_t count, uint8_t* out) {
+      static thread_local AlignedBytes quantized;
+      Int8Linear row = p;
+      row.k = count * channels;
+      quantized.reserve(int8_padded_k(row.k) * Kernel::kValueBytes);
+      Int8Row stored;
+      Kernel::quantize_row(row, x + pixel * channels * size_of(p.type), quantized.get(),
+                           kInt8Chunk * Kernel::kValueBytes, stored);
+      if (!(stored.scale == p.x_scale)) finite.store(false, std::memory_order_relaxed);
+      std::memcpy(out, quantized.get(), size_t(count * pixel_bytes));
+    });
+    if (!finite) return {};  // a patch that holds a NaN gives NaN, the others do not
+  }
+  if (Kernel::kReadsImages) images.steps = patch_steps(images.patches, p.k, 4);
+  return images;
+}
+
+// The values as they are, where patches go over the border: there one is put together from pieces, which takes longer
+// than to copy all images, if these are small as those of few channels are.
+inline Int8Images padded_images(const Int8Linear& p) {
+  Int8Images images;
+  if (p.patches == nullptr || !patches_overlap(*p.patches) || p.patches->channels >= kInt8Chunk) return images;
+  const Int8PatchWalk last(*p.patches, nullptr, 1, p.m - 1);
+  if (p.patches->pad_top == 0 && p.patches->pad_left == 0 && last.is_inside()) return images;
+  const int64_t pixel_bytes = p.patches->channels * size_of(p.type);
+  pad_images(p, pixel_bytes, 0, images, [&](int64_t pixel, int64_t count, uint8_t* out) {
+    std::memcpy(out, static_cast<const uint8_t*>(p.x) + pixel * pixel_bytes, size_t(count * pixel_bytes));
+  });
   return images;
 }
 
@@ -163,25 +217,34 @@ template <class Kernel>
 class Int8Block {
  public:
   int64_t first = 0, rows = 0, micro_blocks = 0;
-  std::vector<float> scale;      // [rows]
-  std::vector<int32_t> zero;     // [rows, planes]
-  std::vector<float> outlier_x;  // [rows, outliers]
+  std::vector<float> scale;                // [rows]
+  std::vector<int32_t> zero;               // [rows, planes]
+  std::vector<float> outlier_x;            // [rows, outliers]
+  std::vector<const uint8_t*> image_rows;  // [rows], where their patches begin, if the kernel reads them there
 
-  // `images` are those of p, if any.
-  void open(const Int8Linear& p, const Int8Images& images, int64_t begin, int64_t end) {
+  // `images` are those of p, if any, and `chunk_steps` the patch_steps of chunks, if patches are quantised where they
+  // are.
+  void open(const Int8Linear& p, const Int8Images& images, const std::vector<int32_t>& chunk_steps, int64_t begin,
+            int64_t end) {
     images_ = &images;
+    chunk_steps_ = &chunk_steps;
     const int64_t planes = int8_planes(p.mode);
     first = begin;
     rows = end - begin;
     micro_blocks = (rows * planes + Kernel::kRows - 1) / Kernel::kRows;
     row_bytes_ = int8_padded_k(p.k) * Kernel::kValueBytes * planes;
-    data_.reserve(row_bytes_ * rows);
+    if (reads_images())
+      image_rows.resize(size_t(rows));
+    else
+      data_.reserve(row_bytes_ * rows);
     if (p.patches) patch_.reserve(int8_padded_k(p.k) * 4);
     if (int64_t(scale.size()) < rows) scale.resize(size_t(rows));
     if (int64_t(zero.size()) < rows * planes) zero.resize(size_t(rows * planes));
     if (int64_t(outlier_x.size()) < rows * p.outliers) outlier_x.resize(size_t(rows * p.outliers));
   }
 
+  bool reads_images() const { return images_->values != nullptr && !images_->steps.empty(); }
+  const int32_t* steps() const { return images_->steps.data(); }
   uint8_t* micro_block(int64_t i) { return data_.get() + row_bytes_ * cut(rows, micro_blocks, i); }
 
   // Quantises rows begin .. end of the block.
@@ -189,11 +252,17 @@ class Int8Block {
     if (p.patches == nullptr) {
       const int64_t x_bytes = p.k * size_of(p.type);
       const uint8_t* x = static_cast<const uint8_t*>(p.x) + (first + begin) * x_bytes;
-      each_row(p, begin, end, [&] { return std::exchange(x, x + x_bytes); });
+      each_row(p, begin, end, [&](const int32_t*&) { return std::exchange(x, x + x_bytes); });
     } else if (begin == end) {
       return;
-    } else if (images_->values.get() != nullptr) {
-      Int8PatchWalk walk(images_->patches, images_->values.get(), Kernel::kValueBytes, first + begin);
+    } else if (reads_images()) {
+      Int8PatchWalk walk(images_->patches, images_->values, Kernel::kValueBytes, first + begin);
+      for (int64_t r = begin; r < end; ++r, walk.next()) {
+        image_rows[size_t(r)] = walk.begin();
+        scale[size_t(r)] = p.x_scale;
+      }
+    } else if (images_->values != nullptr) {
+      Int8PatchWalk walk(images_->patches, images_->values, Kernel::kValueBytes, first + begin);
       constexpr int64_t kBytes = kInt8Chunk * Kernel::kValueBytes;
       const int64_t chunks = int8_padded_k(p.k) / kInt8Chunk;
       for (int64_t i = 0; i < micro_blocks; ++i) {
@@ -209,8 +278,9 @@ class Int8Block {
       }
     } else {
       Int8PatchWalk walk(*p.patches, p.x, size_of(p.type), first + begin);
-      each_row(p, begin, end, [&] {
-        const uint8_t* values = Kernel::patch(walk, patch_.get());
+      each_row(p, begin, end, [&](const int32_t*& steps) {
+        if (!chunk_steps_->empty() && walk.is_inside()) steps = chunk_steps_->data();
+        const uint8_t* values = steps ? walk.begin() : Kernel::patch(walk, patch_.get());
         walk.next();
         return values;
       });
@@ -223,10 +293,14 @@ class Int8Block {
     for (int64_t i = 0; i < micro_blocks; ++i) {
       const int64_t r0 = cut(rows, micro_blocks, i), r1 = cut(rows, micro_blocks, i + 1);
       for (int64_t r = std::max(r0, begin); r < std::min(r1, end); ++r) {
-        const uint8_t* values = next_values();
+        const int32_t* steps = nullptr;
+        const uint8_t* values = next_values(steps);
+        uint8_t* out = micro_block(i) + (r - r0) * planes * kInt8Chunk * Kernel::kValueBytes;
+        const int64_t step = (r1 - r0) * planes * kInt8Chunk * Kernel::kValueBytes;
         Int8Row row;
-        Kernel::quantize_row(p, values, micro_block(i) + (r - r0) * planes * kInt8Chunk * Kernel::kValueBytes,
-                             (r1 - r0) * planes * kInt8Chunk * Kernel::kValueBytes, row);
+        if constexpr (Kernel::kReadsImages)
+          if (steps) Kernel::quantize_patch(p, values, steps, out, step, row);
+        if (steps == nullptr) Kernel::quantize_row(p, values, out, step, row);
         scale[size_t(r)] = row.scale;
         for (int64_t plane = 0; plane < planes; ++plane) zero[size_t(r * planes + plane)] = row.zero[plane];
         for (int64_t j = 0; j < p.outliers; ++j)
@@ -243,6 +317,7 @@ class Int8Block {
  private:
   AlignedBytes data_, patch_;
   const Int8Images* images_ = nullptr;
+  const std::vector<int32_t>* chunk_steps_ = nullptr;
   int64_t row_bytes_ = 0;
 };
 
@@ -252,9 +327,10 @@ template <class Kernel>
 void multiply_block(const Int8Linear& p, bool stream, Int8Block<Kernel>& block, Int8Block<Kernel>* next, int64_t p0,
                     int64_t p1) {
   constexpr int kColumns = Kernel::kColumns;
-  const int64_t k16 = int8_padded_k(p.k), panel_bytes = k16 * kColumns, y_bytes = size_of(p.type);
+  const int64_t k16 = int8_padded_k(p.k), panel_bytes = k16 * kColumns;
+  const int64_t y_bytes = p.y_quantized ? 1 : size_of(p.type);
   const int64_t pass_bytes = k16 / 4 * 64;  // that one tile prefetches
-  const int64_t x_bytes = p.k * y_bytes;
+  const int64_t x_bytes = p.k * size_of(p.type);
   alignas(64) float weight_scale[kColumns] = {}, bias[kColumns] = {};
   Int8Tile t;
   t.chunks = k16 / kInt8Chunk;
@@ -262,20 +338,29 @@ void multiply_block(const Int8Linear& p, bool stream, Int8Block<Kernel>& block, 
   t.bias = bias;
   t.y_stride = p.n * y_bytes;
   t.type = p.type;
+  t.out = int8_output(p);
   t.activation = p.activation;
   t.stream = stream;
   t.planes = int8_planes(p.mode);
   const bool rows_differ = p.mode == Int8Mode::kAsymmetric || p.mode == Int8Mode::kInt16;
   t.zero = p.mode == Int8Mode::kStatic ? p.x_zero : rows_differ ? 0 : 128;
   t.outliers = p.outliers;
+  t.steps = block.steps();
   static thread_local std::vector<float> outlier_weight;
   outlier_weight.assign(size_t(p.outliers * kColumns), 0.f);
   t.outlier_weight = outlier_weight.data();
   for (int64_t panel = p0; panel < p1; ++panel) {
     const int64_t n = panel * kColumns;
     t.columns = int(std::min<int64_t>(kColumns, p.n - n));
-    std::copy_n(p.weight_scale + n, t.columns, weight_scale);
-    if (p.bias) std::copy_n(p.bias + n, t.columns, bias);
+    if (t.columns == kColumns) {
+      t.weight_scale = p.weight_scale + n;
+      if (p.bias) t.bias = p.bias + n;
+    } else {
+      std::copy_n(p.weight_scale + n, t.columns, weight_scale);
+      if (p.bias) std::copy_n(p.bias + n, t.columns, bias);
+      t.weight_scale = weight_scale;
+      t.bias = bias;
+    }
     for (int64_t j = 0; j < p.outliers; ++j)
       std::copy_n(p.outlier_weight + j * p.n + n, t.columns, outlier_weight.data() + j * kColumns);
     t.b = int8_packed_weight(p.packed, p.n) + panel * panel_bytes;
@@ -285,7 +370,8 @@ void multiply_block(const Int8Linear& p, bool stream, Int8Block<Kernel>& block, 
     const char* x = static_cast<const char*>(p.x) + (next ? (next->first + q0) * x_bytes : 0);
     for (int64_t i = 0; i < block.micro_blocks; ++i) {
       const int64_t r0 = cut(block.rows, block.micro_blocks, i), r1 = cut(block.rows, block.micro_blocks, i + 1);
-      t.a = block.micro_block(i);
+      t.a = block.reads_images() ? nullptr : block.micro_block(i);
+      t.rows = block.image_rows.data() + r0;
       t.row_scale = block.scale.data() + r0;
       t.row_zero = rows_differ ? block.zero.data() + r0 * t.planes : nullptr;
       t.outlier_x = block.outlier_x.data() + r0 * p.outliers;
@@ -310,7 +396,15 @@ void multiply_block(const Int8Linear& p, bool stream, Int8Block<Kernel>& block, 
 }
 
 template <class Kernel>
-void linear_in_blocks(const Int8Linear& p) {
+bool linear_in_blocks(const Int8Linear& layer) {
+  const Int8Images images = quantized_images<Kernel>(layer);
+  if (layer.y_quantized && images.values == nullptr) return false;
+  Int8Linear p = layer;
+  const Int8Images padded = images.values ? Int8Images() : padded_images(p);
+  if (padded.values) p.x = padded.values, p.patches = &padded.patches;
+  std::vector<int32_t> chunk_steps;
+  if (Kernel::kReadsImages && p.patches && p.mode == Int8Mode::kDynamic && !p.x_multiplier && !p.outliers)
+    chunk_steps = patch_steps(*p.patches, p.k, kInt8Chunk);
   constexpr int64_t kSmallWork = int64_t(1) << 20;    // products: less is done nearly as soon as a second thread starts
   constexpr int64_t kBlockBytes = int64_t(1) << 18;   // of quantised rows, a part of the second-level cache
   constexpr int64_t kStreamBytes = int64_t(4) << 20;  // of output for each thread
@@ -325,9 +419,8 @@ void linear_in_blocks(const Int8Linear& p) {
   const int64_t rows_each = (p.m + row_parts - 1) / row_parts;
   // A multiple of the parts, all of one size, so that nobody waits for a last block.
   const int64_t blocks = (rows_each + block_rows - 1) / block_rows * row_parts;
-  const bool stream = p.type == FloatType::kFloat32 && p.m * p.n * 4 > kStreamBytes * threads &&
+  const bool stream = !p.y_quantized && p.type == FloatType::kFloat32 && p.m * p.n * 4 > kStreamBytes * threads &&
                       p.n % Kernel::kColumns == 0 && reinterpret_cast<uintptr_t>(p.y) % 64 == 0;
-  const Int8Images images = quantized_images<Kernel>(p);
   // A thread takes blocks that lie together, whose rows are in its core's cache before and after this op as well, and
   // then those that another one has not come to; the first of a share waits for its own thread.
   struct alignas(64) Share {
@@ -360,7 +453,7 @@ void linear_in_blocks(const Int8Linear& p) {
       };
       const auto open = [&](Int8Block<Kernel>& block) {
         const int64_t i = claim();
-        if (i >= 0) block.open(p, images, cut(p.m, blocks, i), cut(p.m, blocks, i + 1));
+        if (i >= 0) block.open(p, images, chunk_steps, cut(p.m, blocks, i), cut(p.m, blocks, i + 1));
         return i >= 0;
       };
       bool more = open(pair[0]);
@@ -374,6 +467,7 @@ void linear_in_blocks(const Int8Linear& p) {
     }
     if (stream) Kernel::finish_streams();
   });
+  return true;
 }
 
 }  // namespace

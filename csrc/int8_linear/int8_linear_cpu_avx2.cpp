@@ -118,6 +118,22 @@ void quantize_row_of(const Int8Linear& p, const void* x, uint8_t* out, int64_t s
 }
 
 inline void store_row(const Int8Tile& t, const float* values, uint8_t* y) {
+  if (t.out.quantized) {
+    const __m256 low = _mm256_set1_ps(t.out.range.low), high = _mm256_set1_ps(t.out.range.high);
+    const __m256 inverse = _mm256_set1_ps(t.out.row.inverse), shift = _mm256_set1_ps(12582912.f);
+    const __m256i base = _mm256_sub_epi32(_mm256_castps_si256(shift), _mm256_set1_epi32(t.out.row.zero));
+    __m256i q[2];
+    for (int h = 0; h < 2; ++h) {
+      const __m256 v = _mm256_max_ps(low, _mm256_min_ps(high, _mm256_load_ps(values + 8 * h)));
+      q[h] = _mm256_sub_epi32(_mm256_castps_si256(_mm256_fmadd_ps(v, inverse, shift)), base);
+    }
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(q[0], q[1]), 0xd8);
+    alignas(16) uint8_t bytes[16];
+    _mm_store_si128(reinterpret_cast<__m128i*>(bytes),
+                    _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+    std::memcpy(y, bytes, size_t(t.columns));
+    return;
+  }
   if (t.type == FloatType::kFloat16 && t.columns == 16) {
     for (int i = 0; i < 16; i += 8)
       _mm_storeu_si128(reinterpret_cast<__m128i*>(y + 2 * i),
@@ -227,8 +243,18 @@ struct Avx2 {
   static constexpr int kRows = 6;
   static constexpr int kColumns = 16;
   static constexpr int kValueBytes = kVnni ? 1 : 2;
+  static constexpr bool kReadsImages = false;
 
   static const uint8_t* patch(const Int8PatchWalk& walk, uint8_t* scratch) { return walk.values(scratch); }
+
+  static void take_quantized(const uint8_t* x, int64_t count, int32_t zero, uint8_t* out) {
+    if constexpr (kVnni) {
+      std::memcpy(out, x, size_t(count));
+    } else {
+      auto* words = reinterpret_cast<int16_t*>(out);
+      for (int64_t i = 0; i < count; ++i) words[i] = int16_t(x[i] - zero);
+    }
+  }
 
   static void quantize_row(const Int8Linear& p, const void* x, uint8_t* out, int64_t step, Int8Row& result) {
     const auto run = [&]<FloatType kType>() {

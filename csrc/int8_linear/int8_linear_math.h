@@ -1,6 +1,7 @@
 // The per-element maths of int8_linear.h.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -72,6 +73,22 @@ FASTCL_HD inline ValueRange value_range(const RowScale& row, Int8Mode mode) {
     return {-infinity, infinity};
   }
   return {row.scale * -float(row.zero + 2), row.scale * float(257 - row.zero)};
+}
+
+// How y is quantised for a layer of kStatic.
+struct Int8Output {
+  bool quantized;  // else nothing below has a meaning
+  RowScale row;
+  ValueRange range;
+};
+inline Int8Output int8_output(const Int8Linear& p) {
+  if (!p.y_quantized) return {};
+  const RowScale row = row_scale_static(0, p.y_scale, p.y_zero);
+  return {true, row, value_range(row, Int8Mode::kStatic)};
+}
+inline uint8_t quantize_output(const Int8Output& y, float v) {
+  const int32_t q = quantize(std::clamp(v, y.range.low, y.range.high), y.row.inverse);
+  return uint8_t(std::clamp(q, -y.row.zero, 255 - y.row.zero) + y.row.zero);
 }
 
 // Of kInt16: the sums with q >> 8 and with q & 255.

@@ -126,6 +126,18 @@ inline Int8Linear int8_packed_layer(const char* op, const Tensor& packed) {
   return int8_packed_layer(block);
 }
 
+// Fills in how y is quantised for the layer of that packed block; not where it does not take integers.
+inline void take_reader(const char* op, const Tensor& reader, Int8Linear& p) {
+  check_dtype(op, "reader", reader, ScalarType::Byte);
+  Int8PackedHeader header = {};
+  const bool whole = reader.dim() == 1 && reader.is_contiguous() && reader.size(0) >= int64_t(sizeof header);
+  if (whole) std::memcpy(&header, reader.const_data_ptr(), sizeof header);
+  FASTCL_CHECK(header.layer, op, ": reader must be a packed layer, got ", shape(reader));
+  p.y_scale = header.x_scale, p.y_zero = header.x_zero;
+  p.y_quantized = Int8Mode(header.mode) == Int8Mode::kStatic && !header.multiplied && header.outliers == 0 &&
+                  p.y_scale >= 0x1p-100f && p.y_scale <= 0x1p100f && p.y_zero >= 0 && p.y_zero <= 255;
+}
+
 // What does not depend on x, y and bias.
 inline Int8Linear int8_layer(const char* op, int64_t n, int64_t k, const Tensor& weight_scale, const Int8Activations& a,
                              const std::string& activation) {
@@ -145,18 +157,18 @@ inline Int8Linear int8_layer(const char* op, int64_t n, int64_t k, const Tensor&
   return p;
 }
 
-// Fills y, as it lies in memory, with the layer's results for x's rows of p.k values, likewise.
-inline void run_int8_kernel(const char* op, const Int8Kernel& kernel, Int8Linear& p, const Tensor& x,
+// Fills y, as it lies in memory, with the layer's results for x's rows of p.k values, likewise. False as Int8Kernel's.
+inline bool run_int8_kernel(const char* op, const Int8Kernel& kernel, Int8Linear& p, const Tensor& x,
                             const std::optional<Tensor>& bias, Tensor& y) {
   std::optional<Tensor> bias_vector;
   if (bias) bias_vector = float_vector(op, "bias", *bias, p.n), p.bias = floats(*bias_vector);
-  p.type = float_type(op, "x", x);
+  p.type = p.x_quantized ? FloatType::kFloat32 : float_type(op, "x", x);
   p.m = y.numel() / p.n;
-  if (p.m == 0) return;
+  if (p.m == 0) return true;
   p.x = x.const_data_ptr();
   p.y = y.mutable_data_ptr();
-  prefer_huge_pages(p.y, size_t(y.numel() * size_of(p.type)));
-  kernel.linear(p);
+  prefer_huge_pages(p.y, size_t(y.numel() * (p.y_quantized ? 1 : size_of(p.type))));
+  return kernel.linear(p);
 }
 
 // On the CPU, fills y with the product of x's rows, as they stand or in patches.

@@ -23,6 +23,10 @@ struct NtxentForward {
   float scale;  // 1 / temperature
   bool bf16_products;
   float* losses;  // [2n]
+  // What the backward pass would otherwise form again, `kept_floats` elements of it; left unwritten where more are
+  // needed. Null: nothing.
+  float* kept = nullptr;
+  int64_t kept_floats = 0;
 };
 
 struct NtxentBackward {
@@ -33,10 +37,12 @@ struct NtxentBackward {
   int64_t dim;
   float scale;
   bool bf16_products;
-  const float* losses;       // [2n], of the forward pass
-  const float* grad_losses;  // [2n]
-  void* grad_z;              // [2, n, dim], of type `type`
-  float* grad_scale;         // [1]
+  const float* losses;          // [2n], of the forward pass
+  const float* grad_losses;     // [2n]
+  void* grad_z;                 // [2, n, dim], of type `type`
+  float* grad_scale;            // [1]
+  const float* kept = nullptr;  // of the forward pass of the same inputs
+  int64_t kept_floats = 0;
 };
 
 void ntxent_forward(const NtxentForward& params);

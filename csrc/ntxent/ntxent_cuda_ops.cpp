@@ -25,7 +25,9 @@ CudaContrast problem_of(const NtxentViews& views, const Tensor& z0, const Tensor
           products_for(kOp, views.type, precision)};
 }
 
-Tensor ntxent_cuda(const Tensor& z0, const Tensor& z1, const Tensor& scale, std::string precision) {
+// Nothing is kept here: the kernels form the exponentials again.
+std::tuple<Tensor, Tensor> ntxent_cuda(const Tensor& z0, const Tensor& z1, const Tensor& scale, std::string precision,
+                                       int64_t keep) {
   const DeviceScope scope(z0);
   const NtxentViews views = ntxent_views(z0, z1);
   const CudaContrast problem = problem_of(views, z0, z1, scale, precision);
@@ -33,11 +35,12 @@ Tensor ntxent_cuda(const Tensor& z0, const Tensor& z1, const Tensor& scale, std:
   Tensor scratch = cuda_scratch(z0, cuda_contrast_forward_bytes(problem, false));
   cuda_contrast_forward(problem, {static_cast<float*>(losses.mutable_data_ptr()), nullptr}, scratch.mutable_data_ptr(),
                         current_stream(z0));
-  return losses;
+  return {losses, new_tensor(z0, {keep}, ScalarType::Float)};
 }
 
 std::tuple<Tensor, Tensor> ntxent_backward_cuda(const Tensor& grad_losses, const Tensor& z0, const Tensor& z1,
-                                                const Tensor& scale, const Tensor& losses, std::string precision) {
+                                                const Tensor& scale, const Tensor& losses, std::string precision,
+                                                std::optional<Tensor>) {
   const DeviceScope scope(z0);
   const NtxentViews views = ntxent_views(z0, z1);
   const CudaContrast problem = problem_of(views, z0, z1, scale, precision);

@@ -25,16 +25,22 @@ struct SimilarityLse {
 struct SimilarityLseForward {
   float* row_lse;  // [rows]
   float* col_lse;  // [cols], null: not wanted
+  // What the backward pass would otherwise form again, `kept_floats` elements of it; left unwritten where more are
+  // needed. Null: nothing.
+  float* kept = nullptr;
+  int64_t kept_floats = 0;
 };
 
 struct SimilarityLseBackward {
-  const float* row_lse;   // [rows]
-  const float* grad_row;  // [rows]
-  const float* col_lse;   // [cols], null: the forward pass gave none
-  const float* grad_col;  // [cols], null: likewise
-  void* grad_q;           // [rows, dim] of type `type`, null: not wanted
-  void* grad_k;           // [cols, dim] of type `type`, null: not wanted
-  float* grad_scale;      // [1]; formed from grad_q, 0 where that is not wanted
+  const float* row_lse;         // [rows]
+  const float* grad_row;        // [rows]
+  const float* col_lse;         // [cols], null: the forward pass gave none
+  const float* grad_col;        // [cols], null: likewise
+  void* grad_q;                 // [rows, dim] of type `type`, null: not wanted
+  void* grad_k;                 // [cols, dim] of type `type`, null: not wanted
+  float* grad_scale;            // [1]; formed from grad_q, 0 where that is not wanted
+  const float* kept = nullptr;  // of the forward pass of the same problem
+  int64_t kept_floats = 0;
 };
 
 void similarity_lse_forward(const SimilarityLse& problem, const SimilarityLseForward& out);

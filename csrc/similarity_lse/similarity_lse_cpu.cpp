@@ -91,6 +91,13 @@ struct Prepared {
   }
 
   bool finite() const { return std::isfinite(contrast.largest_logit); }
+
+  // `kept`, where the exponentials fit.
+  template <class T>
+  T* exponentials(T* kept, int64_t kept_floats) const {
+    const int64_t cols = (contrast.k ? *contrast.k : q).count();
+    return kept_floats >= contrast_kept_floats(q.count(), cols, contrast.bf16_products) ? kept : nullptr;
+  }
 };
 
 void store_rows(const PaddedRows& rows, FloatType type, void* out) {
@@ -113,7 +120,8 @@ void similarity_lse_forward(const SimilarityLse& p, const SimilarityLseForward& 
     return;
   }
   std::vector<double> row_lse(p.rows), col_lse(out.col_lse ? p.cols : 0);
-  contrast_forward(prepared.contrast, {row_lse.data(), out.col_lse ? col_lse.data() : nullptr});
+  contrast_forward(prepared.contrast, {row_lse.data(), out.col_lse ? col_lse.data() : nullptr,
+                                       prepared.exponentials(out.kept, out.kept_floats)});
   std::copy(row_lse.begin(), row_lse.end(), out.row_lse);
   std::copy(col_lse.begin(), col_lse.end(), out.col_lse);
 }
@@ -132,8 +140,9 @@ void similarity_lse_backward(const SimilarityLse& p, const SimilarityLseBackward
   std::optional<PaddedRows> grad_q, grad_k;
   if (out.grad_q) grad_q.emplace(p.rows, p.dim);
   if (out.grad_k) grad_k.emplace(p.cols, p.dim);
-  contrast_backward(prepared.contrast, {out.row_lse, out.grad_row, out.col_lse, out.grad_col,
-                                        grad_q ? grad_q->row(0) : nullptr, grad_k ? grad_k->row(0) : nullptr});
+  contrast_backward(prepared.contrast,
+                    {out.row_lse, out.grad_row, out.col_lse, out.grad_col, grad_q ? grad_q->row(0) : nullptr,
+                     grad_k ? grad_k->row(0) : nullptr, prepared.exponentials(out.kept, out.kept_floats)});
   double sum = 0;
   if (grad_q) {
     // s depends on scale q alone: scale d/dscale = sum of <q_i, d/dq_i>; where k is q, that counts each pair twice.

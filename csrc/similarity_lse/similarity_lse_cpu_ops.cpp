@@ -7,17 +7,19 @@ namespace {
 
 constexpr const char* kOp = SimilarityLseInputs::kOp;
 
-std::tuple<Tensor, Tensor> similarity_lse_cpu(const Tensor& q, std::optional<Tensor> k, const Tensor& scale,
-                                              std::optional<Tensor> q_group, std::optional<Tensor> k_group,
-                                              bool columns, std::string precision) {
+std::tuple<Tensor, Tensor, Tensor> similarity_lse_cpu(const Tensor& q, std::optional<Tensor> k, const Tensor& scale,
+                                                      std::optional<Tensor> q_group, std::optional<Tensor> k_group,
+                                                      bool columns, std::string precision, int64_t keep) {
   const SimilarityLseInputs inputs(q, k, q_group, k_group);
   FASTCL_CHECK(!columns || k, kOp, ": columns needs k");
   Tensor row_lse = new_tensor(q, {inputs.rows}, ScalarType::Float);
   Tensor col_lse = new_tensor(q, {columns ? inputs.cols : 0}, ScalarType::Float);
+  Tensor kept = new_tensor(q, {keep}, ScalarType::Float);
   similarity_lse_forward(inputs.problem(scale_value(kOp, scale), bf16_products(kOp, precision)),
                          {static_cast<float*>(row_lse.mutable_data_ptr()),
-                          columns ? static_cast<float*>(col_lse.mutable_data_ptr()) : nullptr});
-  return {row_lse, col_lse};
+                          columns ? static_cast<float*>(col_lse.mutable_data_ptr()) : nullptr,
+                          static_cast<float*>(kept.mutable_data_ptr()), keep});
+  return {row_lse, col_lse, kept};
 }
 
 std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward_cpu(const Tensor& grad_row, const Tensor& grad_col,
@@ -25,7 +27,7 @@ std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward_cpu(const Tensor& gra
                                                                const Tensor& scale, std::optional<Tensor> q_group,
                                                                std::optional<Tensor> k_group, const Tensor& row_lse,
                                                                const Tensor& col_lse, bool need_q, bool need_k,
-                                                               std::string precision) {
+                                                               std::string precision, std::optional<Tensor> kept) {
   const SimilarityLseInputs inputs(q, k, q_group, k_group);
   const bool columns = k && col_lse.numel() > 0;
   need_q = need_q || !k;
@@ -34,6 +36,7 @@ std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward_cpu(const Tensor& gra
   const Tensor grad_rows = float_vector(kOp, "grad_row", grad_row, inputs.rows);
   const Tensor cols = float_vector(kOp, "col_lse", col_lse, columns ? inputs.cols : 0);
   const Tensor grad_cols = float_vector(kOp, "grad_col", grad_col, columns ? inputs.cols : 0);
+  const KeptFloats saved(kOp, kept);
   const auto gradient = [&](bool wanted, int64_t count) {
     return wanted ? new_tensor(q, {count, inputs.dim}, q.scalar_type()) : new_tensor(q, {0}, q.scalar_type());
   };
@@ -43,7 +46,7 @@ std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward_cpu(const Tensor& gra
       inputs.problem(scale_value(kOp, scale), bf16_products(kOp, precision)),
       {floats(rows), floats(grad_rows), columns ? floats(cols) : nullptr, columns ? floats(grad_cols) : nullptr,
        need_q ? grad_q.mutable_data_ptr() : nullptr, need_k ? grad_k.mutable_data_ptr() : nullptr,
-       static_cast<float*>(grad_scale.mutable_data_ptr())});
+       static_cast<float*>(grad_scale.mutable_data_ptr()), saved.data, saved.count});
   return {grad_q, grad_k, grad_scale};
 }
 

@@ -26,9 +26,10 @@ CudaContrast problem_of(const SimilarityLseInputs& inputs, const Tensor& scale, 
           products_for(kOp, p.type, precision)};
 }
 
-std::tuple<Tensor, Tensor> similarity_lse_cuda(const Tensor& q, std::optional<Tensor> k, const Tensor& scale,
-                                               std::optional<Tensor> q_group, std::optional<Tensor> k_group,
-                                               bool columns, std::string precision) {
+// Nothing is kept here: the kernels form the exponentials again.
+std::tuple<Tensor, Tensor, Tensor> similarity_lse_cuda(const Tensor& q, std::optional<Tensor> k, const Tensor& scale,
+                                                       std::optional<Tensor> q_group, std::optional<Tensor> k_group,
+                                                       bool columns, std::string precision, int64_t keep) {
   const DeviceScope scope(q);
   const SimilarityLseInputs inputs(q, k, q_group, k_group);
   FASTCL_CHECK(!columns || k, kOp, ": columns needs k");
@@ -40,7 +41,7 @@ std::tuple<Tensor, Tensor> similarity_lse_cuda(const Tensor& q, std::optional<Te
                         {static_cast<float*>(row_lse.mutable_data_ptr()),
                          columns ? static_cast<float*>(col_lse.mutable_data_ptr()) : nullptr},
                         scratch.mutable_data_ptr(), current_stream(q));
-  return {row_lse, col_lse};
+  return {row_lse, col_lse, new_tensor(q, {keep}, ScalarType::Float)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward_cuda(const Tensor& grad_row, const Tensor& grad_col,
@@ -48,7 +49,7 @@ std::tuple<Tensor, Tensor, Tensor> similarity_lse_backward_cuda(const Tensor& gr
                                                                 const Tensor& scale, std::optional<Tensor> q_group,
                                                                 std::optional<Tensor> k_group, const Tensor& row_lse,
                                                                 const Tensor& col_lse, bool need_q, bool need_k,
-                                                                std::string precision) {
+                                                                std::string precision, std::optional<Tensor>) {
   const DeviceScope scope(q);
   const SimilarityLseInputs inputs(q, k, q_group, k_group);
   const CudaContrast problem = problem_of(inputs, scale, precision);

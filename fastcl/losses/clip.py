@@ -22,7 +22,7 @@ from fastcl.losses.distributed import (
 from fastcl.losses.embeddings import check_embeddings, dot
 from fastcl.losses.reduction import Reduction, check_reduction, reduce
 from fastcl.ops import similarity_lse
-from fastcl.ops.checks import check_precision, check_scale
+from fastcl.ops.checks import check_precision, check_scale, floats_to_keep
 from fastcl.ops.registry import op
 
 
@@ -33,9 +33,10 @@ class _PairLosses(torch.autograd.Function):
     def forward(ctx: Any, image: Tensor, text: Tensor, scale: Tensor, precision: str) -> Tensor:
         number = torch.arange(len(image), device=image.device)
         # Sums without the positive, which softplus adds: exact where the loss is small.
-        row, col = op("similarity_lse", image)(image, text, scale, number, number, True, precision)
+        keep = floats_to_keep("similarity_lse", image.device, len(image), len(text)) if any(ctx.needs_input_grad) else 0
+        row, col, kept = op("similarity_lse", image)(image, text, scale, number, number, True, precision, keep)
         cosine = dot(image, text)
-        ctx.save_for_backward(image, text, scale, number, row, col, cosine)
+        ctx.save_for_backward(image, text, scale, number, row, col, cosine, kept)
         ctx.precision = precision
         ctx.lse_backward = op("similarity_lse_backward", image)  # of the backend that is in force now
         return functional.softplus(torch.stack((row, col)) - scale * cosine).mean(dim=0)
@@ -43,13 +44,13 @@ class _PairLosses(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        image, text, scale, number, row, col, cosine = ctx.saved_tensors
+        image, text, scale, number, row, col, cosine, kept = ctx.saved_tensors
         need_image, need_text, need_scale, _ = ctx.needs_input_grad
         grad_row, grad_col = torch.sigmoid(torch.stack((row, col)) - scale * cosine).mul_(grad / 2)
         # The scale's gradient is formed from the images'.
         grad_image, grad_text, grad_scale = ctx.lse_backward(
             grad_row, grad_col, image, text, scale, number, number, row, col, need_image or need_scale, need_text,
-            ctx.precision,
+            ctx.precision, kept,
         )  # fmt: skip
         grad_cosine = -(grad_row + grad_col)
         pull = (scale * grad_cosine)[:, None]

@@ -206,7 +206,7 @@ class _RingLse(torch.autograd.Function):
         row = q.new_full((q.shape[0],), float("-inf"), dtype=dtype)
         col = q.new_full((k.shape[0] if columns else 0,), float("-inf"), dtype=dtype)
         for owner, keys in _around(k):
-            part_row, part_col = lse(q, keys, scale, own_group, group + owner * groups, columns, precision)
+            part_row, part_col, _ = lse(q, keys, scale, own_group, group + owner * groups, columns, precision)
             row = torch.logaddexp(row, part_row)
             if columns:  # these travel with the keys, and home after the last step
                 col = _pass_on(torch.logaddexp(col, part_col))()
@@ -250,11 +250,11 @@ class _HalfRingLse(torch.autograd.Function):
         lse = op("similarity_lse", z)
         rank, size = world()
         own_group, shared = group + rank * groups, (size - 1) // 2
-        row, theirs = lse(z, None, scale, group, None, False, precision)
+        row, theirs, _ = lse(z, None, scale, group, None, False, precision)
         for distance, (owner, keys) in enumerate(_around(z, size // 2)):
             if distance == 0:
                 continue
-            part, columns = lse(z, keys, scale, own_group, group + owner * groups, distance <= shared, precision)
+            part, columns, _ = lse(z, keys, scale, own_group, group + owner * groups, distance <= shared, precision)
             row = torch.logaddexp(row, part)
             if distance <= shared:  # collected on the way of the keys
                 theirs = columns if distance == 1 else torch.logaddexp(_pass_on(theirs)(), columns)

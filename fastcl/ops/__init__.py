@@ -4,6 +4,7 @@ from fastcl.ops.augment import augment_apply, augment_sample, augment_views
 from fastcl.ops.augment_ragged import augment_sample_ragged, augment_views_ragged
 from fastcl.ops.int8_conv2d import int8_conv2d
 from fastcl.ops.int8_linear import int8_linear, int8_pack_weight
+from fastcl.ops.max_pool2d import max_pool2d
 from fastcl.ops.ntxent import ntxent
 from fastcl.ops.registry import BackendError, backends, use_backend
 from fastcl.ops.similarity_lse import similarity_lse
@@ -19,6 +20,7 @@ __all__ = [
     "int8_conv2d",
     "int8_linear",
     "int8_pack_weight",
+    "max_pool2d",
     "ntxent",
     "similarity_lse",
     "use_backend",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastcl.ops.registry import constant_in_graphs
+from fastcl.ops.registry import constant_in_graphs, runs_native
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PRECISIONS = ("highest", "high", "medium")
+_MOST_KEPT = 6_000_000  # floats, 24 MB: more are formed again sooner than fetched from memory
+_PADDING = 64  # rows or columns, at least what any kernel adds
 
 
 def check_matrix(op: str, name: str, value: Tensor) -> None:
@@ -62,3 +64,25 @@ def check_precision(op: str, precision: str | None) -> str:
     if precision not in PRECISIONS:
         raise ValueError(f"{op}: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     return precision
+
+
+def is_differentiated(*inputs: Tensor | None) -> bool:
+    """Whether a backward pass may follow."""
+    return torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in inputs)
+
+
+def floats_to_keep(op: str, device: torch.device, rows: int, cols: int, dim: int = 0) -> int:
+    """How many floats a forward pass keeps for its backward pass, which has a quarter less to do then.
+
+    They are the exponentials of all pairs and, where `dim` is given, the rows. None are kept but by the kernels of the
+    CPU, nor where they would take more than 24 MB: memory then grows with the rows, not with their square.
+    """
+    if device.type != "cpu" or not runs_native(op, "cpu"):
+        return 0
+    floats = (rows + _PADDING) * (cols + dim + 2 * _PADDING)
+    return floats if floats <= _MOST_KEPT else 0
+
+
+def kept_by_nobody(like: Tensor, keep: int) -> Tensor:
+    """What a reference gives for the floats to keep: it forms everything again."""
+    return like.new_empty(keep, dtype=torch.float32)

@@ -157,11 +157,25 @@ def _int8_conv2d_packed_reference(x: Tensor, packed: Tensor, *rest: Any) -> Tens
     raise RuntimeError("int8_conv2d_packed: packed is for the native CPU kernels, which do not run here")
 
 
-def _int8_conv2d_packed_fake(x: Tensor, packed: Tensor, bias: Tensor | None, n: int, *geometry: Any) -> Tensor:
+def _int8_conv2d_packed_fake(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    n: int,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    reader: Tensor | None = None,
+) -> Tensor:
+    """As if both layers were such that integers pass between them, and x finite, if there is a reader."""
     if x.device != packed.device:
         raise RuntimeError(f"int8_conv2d_packed: packed must be on x's device {x.device}, got {packed.device}")
-    sizes = (x.shape[0], n, *_out_sizes(x.shape[2:], *geometry))
-    return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    sizes = (x.shape[0], n, *_out_sizes(x.shape[2:], kernel, stride, padding, dilation))
+    dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
+    if reader is not None and dtype == torch.float32:
+        dtype = torch.uint8
+    return torch.empty(sizes, dtype=dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def _autograd(ops: Any) -> tuple[Any, Any]:

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastcl.ops.checks import check_precision, check_scale, check_views
+from fastcl.ops.checks import (
+    check_precision,
+    check_scale,
+    check_views,
+    floats_to_keep,
+    is_differentiated,
+    kept_by_nobody,
+)
 from fastcl.ops.registry import op, register
 
 _EPS = 1e-12  # torch.nn.functional.normalize's: shorter rows are divided by it
@@ -39,7 +46,10 @@ def ntxent(z0: Tensor, z1: Tensor, scale: float | Tensor, *, precision: str | No
         ValueError: for shapes that do not fit.
     """
     check_views("ntxent", z0, z1)
-    losses: Tensor = op("ntxent", z0)(z0, z1, check_scale("ntxent", scale, z0), check_precision("ntxent", precision))
+    scale = check_scale("ntxent", scale, z0)
+    n, dim = z0.shape
+    keep = floats_to_keep("ntxent", z0.device, 2 * n, 2 * n, dim) if is_differentiated(z0, z1, scale) else 0
+    losses: Tensor = op("ntxent", z0)(z0, z1, scale, check_precision("ntxent", precision), keep)[0]
     return losses
 
 
@@ -59,15 +69,21 @@ def _similarities(z: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     return negative, scale * (z * z.roll(n, 0)).sum(dim=1)
 
 
-def _ntxent_reference(z0: Tensor, z1: Tensor, scale: Tensor, precision: str) -> Tensor:
+def _ntxent_reference(z0: Tensor, z1: Tensor, scale: Tensor, precision: str, keep: int = 0) -> tuple[Tensor, Tensor]:
     z, _ = _normalized(z0, z1)
     negative, positive = _similarities(z, scale)
     # log(e^positive + Σ e^negative) - positive, exact where it is small.
-    return functional.softplus(negative.logsumexp(dim=1) - positive)
+    return functional.softplus(negative.logsumexp(dim=1) - positive), kept_by_nobody(z0, keep)
 
 
 def _ntxent_backward_reference(
-    grad_losses: Tensor, z0: Tensor, z1: Tensor, scale: Tensor, losses: Tensor, precision: str
+    grad_losses: Tensor,
+    z0: Tensor,
+    z1: Tensor,
+    scale: Tensor,
+    losses: Tensor,
+    precision: str,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     z, norm = _normalized(z0, z1)
     n = len(z0)
@@ -82,25 +98,36 @@ def _ntxent_backward_reference(
     return grad.to(z0.dtype).reshape(2, *z0.shape), grad_scale.to(scale.dtype)
 
 
-def _ntxent_fake(z0: Tensor, z1: Tensor, scale: Tensor, precision: str) -> Tensor:
-    return z0.new_empty(2 * z0.shape[0], dtype=torch.float64 if z0.dtype == torch.float64 else torch.float32)
+def _ntxent_fake(z0: Tensor, z1: Tensor, scale: Tensor, precision: str, keep: int = 0) -> tuple[Tensor, Tensor]:
+    losses = z0.new_empty(2 * z0.shape[0], dtype=torch.float64 if z0.dtype == torch.float64 else torch.float32)
+    return losses, kept_by_nobody(z0, keep)
 
 
 def _ntxent_backward_fake(
-    grad_losses: Tensor, z0: Tensor, z1: Tensor, scale: Tensor, losses: Tensor, precision: str
+    grad_losses: Tensor,
+    z0: Tensor,
+    z1: Tensor,
+    scale: Tensor,
+    losses: Tensor,
+    precision: str,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     return z0.new_empty(2, *z0.shape), torch.empty_like(scale)
 
 
 def _autograd(ops: Any) -> tuple[Any, Any]:
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        z0, z1, scale, ctx.precision = inputs
-        ctx.save_for_backward(z0, z1, scale, output)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        z0, z1, scale, ctx.precision, _ = inputs
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(z0, z1, scale, *output)
 
-    def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        z0, z1, scale, losses = ctx.saved_tensors
-        grad_z, grad_scale = ops.ntxent_backward(grad_losses, z0, z1, scale, losses, ctx.precision)
-        return grad_z[0], grad_z[1], grad_scale, None
+    def backward(ctx: Any, grad_losses: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad_losses is None:
+            return None, None, None, None, None
+        *inputs, losses, kept = ctx.saved_tensors
+        grad_z, grad_scale = ops.ntxent_backward(grad_losses, *inputs, losses, ctx.precision, kept)
+        return grad_z[0], grad_z[1], grad_scale, None, None
 
     return setup_context, backward
 

@@ -110,6 +110,7 @@ def add_backend(backend: str, namespace: str, library: Path) -> None:
     _namespaces[backend] = namespace
 
 
+@functools.cache  # the dispatcher takes microseconds to answer
 def _has_native(name: str, device_type: str, namespace: str = "fastcl") -> bool:
     key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
     return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"{namespace}::{name}", key)

@@ -6,17 +6,17 @@ They stand in Python, not in C++, because the package also works where nothing n
 
 SCHEMAS: dict[str, str] = {
     "similarity_lse": (
-        "(Tensor q, Tensor? k, Tensor scale, Tensor? q_group, Tensor? k_group, bool columns, str precision)"
-        " -> (Tensor row_lse, Tensor col_lse)"
+        "(Tensor q, Tensor? k, Tensor scale, Tensor? q_group, Tensor? k_group, bool columns, str precision,"
+        " SymInt keep=0) -> (Tensor row_lse, Tensor col_lse, Tensor kept)"
     ),
     "similarity_lse_backward": (
         "(Tensor grad_row, Tensor grad_col, Tensor q, Tensor? k, Tensor scale, Tensor? q_group, Tensor? k_group,"
-        " Tensor row_lse, Tensor col_lse, bool need_q, bool need_k, str precision)"
+        " Tensor row_lse, Tensor col_lse, bool need_q, bool need_k, str precision, Tensor? kept=None)"
         " -> (Tensor grad_q, Tensor grad_k, Tensor grad_scale)"
     ),
-    "ntxent": "(Tensor z0, Tensor z1, Tensor scale, str precision) -> Tensor",
+    "ntxent": ("(Tensor z0, Tensor z1, Tensor scale, str precision, SymInt keep=0) -> (Tensor losses, Tensor kept)"),
     "ntxent_backward": (
-        "(Tensor grad_losses, Tensor z0, Tensor z1, Tensor scale, Tensor losses, str precision)"
+        "(Tensor grad_losses, Tensor z0, Tensor z1, Tensor scale, Tensor losses, str precision, Tensor? kept=None)"
         " -> (Tensor grad_z, Tensor grad_scale)"
     ),
     "int8_pack_weight": (
@@ -63,7 +63,8 @@ SCHEMAS: dict[str, str] = {
         " int[] padding, int[] dilation, str activation) -> Tensor"
     ),
     "int8_conv2d_packed": (
-        "(Tensor x, Tensor packed, Tensor? bias, int n, int[] kernel, int[] stride, int[] padding, int[] dilation)"
-        " -> Tensor"
+        "(Tensor x, Tensor packed, Tensor? bias, int n, int[] kernel, int[] stride, int[] padding, int[] dilation,"
+        " Tensor? reader=None) -> Tensor"
     ),
+    "max_pool2d": "(Tensor x, int[] rows, int[] columns) -> Tensor",
 }

@@ -14,7 +14,15 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from fastcl.ops.checks import check_like, check_matrix, check_precision, check_scale
+from fastcl.ops.checks import (
+    check_like,
+    check_matrix,
+    check_precision,
+    check_scale,
+    floats_to_keep,
+    is_differentiated,
+    kept_by_nobody,
+)
 from fastcl.ops.registry import op, register
 
 
@@ -97,9 +105,10 @@ def similarity_lse(
         if rows is None or group.shape != rows.shape[:1] or group.device != q.device:
             wanted = "absent" if rows is None else f"[{rows.shape[0]}] on {q.device}"
             raise ValueError(f"{name}: {group_name} must be {wanted}, got {list(group.shape)} on {group.device}")
-    row_lse, col_lse = op(name, q)(
-        q, k, check_scale(name, scale, q), q_group, k_group, columns, check_precision(name, precision)
-    )
+    scale = check_scale(name, scale, q)
+    cols = (q if k is None else k).shape[0]
+    keep = floats_to_keep(name, q.device, q.shape[0], cols) if is_differentiated(q, k, scale) else 0
+    row_lse, col_lse, _ = op(name, q)(q, k, scale, q_group, k_group, columns, check_precision(name, precision), keep)
     return (row_lse, col_lse) if columns else row_lse
 
 
@@ -128,9 +137,10 @@ def _similarity_lse_reference(
     k_group: Tensor | None,
     columns: bool,
     precision: str,
-) -> tuple[Tensor, Tensor]:
+    keep: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
     s, _ = _masked_similarities(q, k, scale, q_group, k_group)
-    return s.logsumexp(dim=1), s.logsumexp(dim=0) if columns else s.new_empty(0)
+    return s.logsumexp(dim=1), s.logsumexp(dim=0) if columns else s.new_empty(0), kept_by_nobody(q, keep)
 
 
 def _probabilities(s: Tensor, lse: Tensor) -> Tensor:
@@ -151,6 +161,7 @@ def _similarity_lse_backward_reference(
     need_q: bool,
     need_k: bool,
     precision: str,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     s, keys = _masked_similarities(q, k, scale, q_group, k_group)
     grad_s = grad_row[:, None] * _probabilities(s, row_lse[:, None])
@@ -176,9 +187,11 @@ def _similarity_lse_fake(
     k_group: Tensor | None,
     columns: bool,
     precision: str,
-) -> tuple[Tensor, Tensor]:
+    keep: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
     cols = k.shape[0] if columns and k is not None else 0
-    return q.new_empty(q.shape[0], dtype=_wide_dtype(q)), q.new_empty(cols, dtype=_wide_dtype(q))
+    row_lse, col_lse = (q.new_empty(count, dtype=_wide_dtype(q)) for count in (q.shape[0], cols))
+    return row_lse, col_lse, kept_by_nobody(q, keep)
 
 
 def _similarity_lse_backward_fake(
@@ -194,6 +207,7 @@ def _similarity_lse_backward_fake(
     need_q: bool,
     need_k: bool,
     precision: str,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_q = q.new_empty(q.shape if need_q or k is None else (0,))
     grad_k = q.new_empty(k.shape if need_k and k is not None else (0,))
@@ -201,18 +215,22 @@ def _similarity_lse_backward_fake(
 
 
 def _autograd(ops: Any) -> tuple[Any, Any]:
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        q, k, scale, q_group, k_group, _, ctx.precision = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        q, k, scale, q_group, k_group, _, ctx.precision, _ = inputs
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(output[2])
         ctx.save_for_backward(q, k, scale, q_group, k_group, *output)
 
-    def backward(ctx: Any, grad_row: Tensor, grad_col: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, scale, q_group, k_group, row_lse, col_lse = ctx.saved_tensors
+    def backward(ctx: Any, grad_row: Tensor | None, grad_col: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        *inputs, row_lse, col_lse, kept = ctx.saved_tensors
+        grad_row = torch.zeros_like(row_lse) if grad_row is None else grad_row
+        grad_col = torch.zeros_like(col_lse) if grad_col is None else grad_col
         # The scale's gradient is formed from the queries'.
         need_q, need_k = ctx.needs_input_grad[0] or ctx.needs_input_grad[2], ctx.needs_input_grad[1]
         grad_q, grad_k, grad_scale = ops.similarity_lse_backward(
-            grad_row, grad_col, q, k, scale, q_group, k_group, row_lse, col_lse, need_q, need_k, ctx.precision
+            grad_row, grad_col, *inputs, row_lse, col_lse, need_q, need_k, ctx.precision, kept
         )
-        return (grad_q if need_q else None, grad_k if need_k else None, grad_scale, None, None, None, None)
+        return (grad_q if need_q else None, grad_k if need_k else None, grad_scale, None, None, None, None, None)
 
     return setup_context, backward
 

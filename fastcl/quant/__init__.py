@@ -1,6 +1,7 @@
 """Int8 layers, and swapping them into a trained model: :func:`quantize_`."""
 
 from fastcl.quant.attention import Attention
+from fastcl.quant.chain import MaxPool2d, chain_
 from fastcl.quant.config import QuantConfig
 from fastcl.quant.convert import QuantReport, QuantRow, load_quantized_, quantize_, stored_bytes
 from fastcl.quant.fold import fold_batchnorm_
@@ -12,11 +13,13 @@ __all__ = [
     "InputScheme",
     "Int8Conv2d",
     "Int8Linear",
+    "MaxPool2d",
     "QatConv2d",
     "QatLinear",
     "QuantConfig",
     "QuantReport",
     "QuantRow",
+    "chain_",
     "fold_batchnorm_",
     "load_quantized_",
     "prepare_qat_",

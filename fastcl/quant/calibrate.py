@@ -17,6 +17,9 @@ from fastcl.quant.config import QuantConfig
 from fastcl.quant.layers import InputScheme, Int8Linear
 
 _FLOOR = 1e-5  # of magnitudes that smoothing divides by: arXiv 2211.10438's
+# The share of the simpler form's error under which smoothing and outlier inputs are taken. In static convolutions they
+# cost more: without them images are quantised once, and stay integers from layer to layer.
+_WORTH, _WORTH_IN_STATIC_CONVOLUTIONS = 0.98, 0.75
 _SHRINKS = 24  # ranges that the MSE observer tries, from the whole one to a quarter of it
 
 
@@ -27,10 +30,12 @@ class InputStatistics:
         least: float32 [K] over all rows so far; K in the order of the int8 weight.
         greatest: float32 [K].
         rows: float32 [at most ``kept``, K], drawn evenly from all batches.
+        of_convolution: whether the rows are patches.
     """
 
     def __init__(self, layer: nn.Module, kept: int) -> None:
         self._layer, self._kept = layer, kept
+        self.of_convolution = isinstance(layer, nn.Conv2d)
         self._generator = torch.Generator().manual_seed(0)
         self._seen = 0
         self.least = self.greatest = self.rows = torch.empty(0)
@@ -108,7 +113,9 @@ class Choice:
 
 
 def choose(weight: Tensor, statistics: InputStatistics, config: QuantConfig) -> Choice:
-    """The scheme of the least error among those that the config allows; of two that are within 2 %, the simpler one.
+    """The scheme of the least error among those that the config allows; of two that are close, the simpler one.
+
+    Close is within 2 %, and for convolutions in mode ``"static"`` within a quarter.
 
     Half of the kept rows choose, the others measure; the scheme that won is then made again from all there is.
 
@@ -129,14 +136,16 @@ def choose(weight: Tensor, statistics: InputStatistics, config: QuantConfig) -> 
         if scheme is not None:
             difference = _linear(weight, scheme)(check) - exact
             candidates.append(((difference.norm() / norm).item(), form, scheme, difference))
+    static_convolution = config.mode == "static" and statistics.of_convolution
+    worth = _WORTH_IN_STATIC_CONVOLUTIONS if static_convolution else _WORTH
     error, form, scheme, difference = candidates[0]
     for candidate in candidates[1:]:
-        if candidate[0] < 0.98 * error:
+        if candidate[0] < worth * error:
             error, form, scheme, difference = candidate
     shift = None
     if config.bias_correction:
         corrected = difference - (_linear(weight, scheme)(fit) - fit @ weight.T).mean(0)
-        corrects = (corrected.norm() / norm).item() < 0.98 * error
+        corrects = (corrected.norm() / norm).item() < _WORTH * error
     final = _scheme(weight, statistics.least, statistics.greatest, rows, form, config) or scheme
     if config.bias_correction and corrects:
         error = (corrected.norm() / norm).item()

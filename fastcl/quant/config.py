@@ -24,6 +24,8 @@ class QuantConfig:
         min_depth: leave layers that sum over fewer inputs (in_features, or in_channels * kernel height * kernel width):
             int8 gains nothing on them.
         fuse_activations: let a layer compute the ReLU, GELU (erf) or SiLU module that follows it, and it alone.
+        chain: let a static convolution give integers to the one that alone reads it, and max pools after convolutions
+            run on what these give (:func:`~fastcl.quant.chain_`).
         mode: ``"dynamic"`` (W8A8, a scale for each row), ``"asymmetric"`` (and a zero point for each), ``"static"``
             (one scale and zero point, from calibration) or ``"int16"`` (W8A16: activations in 16 bits).
         observer: how the range of ``"static"`` is chosen: ``"minmax"``, ``"percentile"`` or ``"mse"`` (the range of the
@@ -47,6 +49,7 @@ class QuantConfig:
     grouped: bool = False
     min_depth: int = 1
     fuse_activations: bool = True
+    chain: bool = True
     mode: str = "dynamic"
     observer: str = "mse"
     percentile: float = 99.99

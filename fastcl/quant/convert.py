@@ -14,6 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from fastcl.ops.int8_linear import MAX_DEPTH, MAX_DEPTH_UNSIGNED
 from fastcl.quant import calibrate
 from fastcl.quant.attention import Attention
+from fastcl.quant.chain import chain_
 from fastcl.quant.config import QuantConfig
 from fastcl.quant.fold import adjacent
 from fastcl.quant.layers import InputScheme, Int8Conv2d, Int8Linear, _Int8Layer
@@ -153,7 +154,8 @@ def quantize_(
     error = None
     if batches is not None:
         error = _calibrate(model, batches, config, plans, reasons)
-    return _swap(model, places, plans, reasons, _followers(model, plans, config), device, error)
+    report = _swap(model, places, plans, reasons, _followers(model, plans, config), device, error)
+    return _chained(report) if config.chain else report
 
 
 def load_quantized_(
@@ -197,7 +199,7 @@ def load_quantized_(
             module.weight.zero_()  # type: ignore[operator]
     report = _swap(model, places, plans, reasons, _followers(model, plans, config), None, None)
     model.load_state_dict(state_dict)
-    return report
+    return _chained(report) if config.chain else report
 
 
 @dataclass(frozen=True)
@@ -387,6 +389,16 @@ def _swap(
         else:  # the object stays: whoever holds the model holds the int8 layer
             module.__dict__, module.__class__ = {**layer.__dict__, **_hooks(module)}, layer.__class__
     return QuantReport(model, tuple(rows), error)
+
+
+def _chained(report: QuantReport) -> QuantReport:
+    rows, chain = list(report.rows), chain_(report.model)
+    for i, row in enumerate(rows):
+        if row.name in chain and all(
+            report.model.get_submodule(name).takes_integers for name in (row.name, chain[row.name])
+        ):
+            rows[i] = replace(row, reason=f"{row.reason}, gives integers to {chain[row.name]}")
+    return replace(report, rows=tuple(rows))
 
 
 def stored_bytes(model: nn.Module) -> int:

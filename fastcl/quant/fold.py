@@ -39,10 +39,17 @@ def fold_batchnorm_(model: nn.Module) -> list[str]:
         norm: Any = model.get_submodule(norm_name)
         for layer_type, norm_type, fuse in _PAIRS:
             if type(layer) is layer_type and type(norm) is norm_type and getattr(norm, "track_running_stats", False):
-                _replace(model, layer_name, fuse(layer, norm))
-                _replace(model, norm_name, nn.Identity())
+                replace_module(model, layer_name, fuse(layer, norm))
+                replace_module(model, norm_name, nn.Identity())
                 folded.append(norm_name)
     return folded
+
+
+class _Tracer(fx.Tracer):
+    """Sees this package's layers from outside, as torch's."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m.__module__.startswith("fastcl.quant.") or super().is_leaf_module(m, module_qualified_name)
 
 
 def adjacent(model: nn.Module) -> Iterator[tuple[str, str]]:
@@ -51,7 +58,7 @@ def adjacent(model: nn.Module) -> Iterator[tuple[str, str]]:
     ``nn.Identity`` between them does not count.
     """
     try:
-        nodes = list(fx.Tracer().trace(model).nodes)
+        nodes = list(_Tracer().trace(model).nodes)
     except Exception:  # whatever a model does that fx cannot follow
         yield from _adjacent_in_sequentials(model)
         return
@@ -82,6 +89,7 @@ def _adjacent_in_sequentials(model: nn.Module) -> Iterator[tuple[str, str]]:
             yield from pairwise([f"{name}.{child}" if name else child for child, _ in children])
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts a module into the place of that name."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)

@@ -130,13 +130,17 @@ class _Int8Layer(nn.Module):
         if name in _PACKED_NAMES:
             self._packed = None
 
+    def _rows(self) -> Tensor:
+        """The weight [N, K] that is packed."""
+        return self.weight.flatten(1)
+
     def _pack(self) -> Tensor | None:
         if torch.compiler.is_exporting() or self.weight.device.type != "cpu":  # an export runs on other machines too,
             return None  # and other devices read the weight as it stands
         if self._packed is None and runs_native("int8_pack_weight", "cpu"):
             with nullcontext() if torch.compiler.is_compiling() else torch.inference_mode(False):
                 self._packed = op("int8_pack_weight", self.weight)(  # it outlives the caller's inference mode
-                    self.weight.flatten(1),
+                    self._rows(),
                     "auto",
                     self.weight_scale,
                     self.x_range,
@@ -342,6 +346,9 @@ class Int8Conv2d(_Int8Layer):
         bias: [out_channels], or None.
     """
 
+    _readers: tuple[Int8Conv2d, ...] = ()  # in a tuple, so that it does not become a part of this module
+    _has_giver = False
+
     def __init__(
         self,
         in_channels: int,
@@ -396,29 +403,70 @@ class Int8Conv2d(_Int8Layer):
         self._take(conv.weight.permute(0, 2, 3, 1), conv.bias, activation, scheme)
         self.train(conv.training)
 
+    def hand_to(self, reader: Int8Conv2d) -> None:
+        """Tells this layer that `reader` alone reads its results, as they are or through max pools.
+
+        Without gradients, and where both layers are static without multiplier and outlier columns, it then gives the
+        integers that the reader would quantise them to: uint8, the reader's zero point added. A result that is not
+        finite has no integer: there all are floats. So they are while a hook looks at either layer.
+        """
+        self._readers, reader._has_giver = (reader,), True
+
+    @property
+    def takes_integers(self) -> bool:
+        """Whether its input has one scale and zero point, and nothing else is done to it."""
+        return self.mode == "static" and self.x_multiplier is None and self.outlier_columns is None
+
+    def _spare(self) -> int:
+        """Columns of zeros that the packed kernel has more: its lines are then whole fours, which are read at once.
+
+        In mode static alone: there a value's integer does not depend on the patch that it is part of.
+        """
+        if not self.takes_integers or self.dilation[1] != 1:
+            return 0
+        return next(more for more in range(4) if (self.kernel_size[1] + more) * self.in_channels % 4 == 0)
+
+    def _rows(self) -> Tensor:
+        spare = self._spare()
+        (height, width), (left, right, top, bottom) = self.kernel_size, self._pad
+        kernel, pad = (height, width + spare), (left, right + spare, top, bottom)
+        self._packed_geometry = kernel, self.stride, pad, self.dilation
+        return functional.pad(self.weight, (0, 0, 0, spare)).flatten(1)
+
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in_channels, H, W] or [in_channels, H, W] → the same with out_channels, of ``x``'s dtype."""
+        """[B, in_channels, H, W] or [in_channels, H, W] → the same with out_channels, of ``x``'s dtype.
+
+        Of a layer that :meth:`hand_to` named, x may be uint8.
+        """
         packed = self._packed  # None with groups
         bias: Tensor | None = self._parameters["bias"]
+        integers = x.dtype == torch.uint8
         if (
             packed is not None
             and (bias is None or bias.dtype == torch.float32)
             and runs_plainly()
             and self.padding_mode == "zeros"
             and x.is_contiguous(memory_format=torch.channels_last)
+            and (not integers or self._has_giver)
         ):
+            reader = None
+            if self._readers and not (self._forward_hooks or self._readers[0]._forward_pre_hooks):
+                reader = self._readers[0]._packed
             try:
-                geometry = (self.kernel_size, self.stride, self._pad, self.dilation)
-                return _conv2d_packed(x, packed, bias, self.out_channels, *geometry)  # type: ignore[no-any-return]
+                return _conv2d_packed(x, packed, bias, self.out_channels, *self._packed_geometry, reader)  # type: ignore[no-any-return]
             except RuntimeError:
                 pass  # what was wrong with x is said below, or done
+        if integers and self._has_giver and self.x_range is not None:
+            x = (x.float() - self.x_range[1]) * self.x_range[0]  # which is quantised to the same integers
         if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
             raise ValueError(f"Int8Conv2d: x must be [B, {self.in_channels}, H, W], got {list(x.shape)}")
         images, pad = x if x.dim() == 4 else x[None], self._pad
         if self.padding_mode != "zeros":
             images, pad = functional.pad(images, pad, mode=self.padding_mode), (0, 0, 0, 0)
         if self.groups == 1:
-            y = self._convolve(images, pad, self.weight, self.weight_scale, self.bias, self._pack())
+            packed = self._pack()
+            packed = packed if self._spare() == 0 else None
+            y = self._convolve(images, pad, self.weight, self.weight_scale, self.bias, packed)
         else:
             parts = [tensor.chunk(self.groups) for tensor in (self.weight, self.weight_scale)]
             biases = [None] * self.groups if self.bias is None else self.bias.chunk(self.groups)
