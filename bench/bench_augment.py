@@ -332,7 +332,7 @@ def test_augment(benchmark, peer, threads, finish, workload, name):
 
 
 def in_turn(runs: dict[str, tuple[Run, str, int]], seconds: float) -> dict[str, float]:
-    """Medians of the seconds a call takes; (call, backend, threads) of each, TURN seconds at a time, round after round."""
+    """Medians of the seconds of a call; (call, backend, threads) of each, TURN seconds at a time, round after round."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     end = time.perf_counter() + seconds
     with torch.no_grad():
