@@ -98,13 +98,13 @@ test-ptx: $(VENV)/.cuda $(VENV)/.test  ## the CUDA kernels' tests with the PTX t
 
 # libstdc++ comes first as well: ASan replaces its throw, and Python alone would not have loaded it yet.
 test-sanitized: $(VENV)/.test  ## every CUDA kernel on the emulator under TSan, and under ASan and UBSan
-	pids=; for sanitizer in thread:libtsan.so address:libasan.so; do \
+	pids=; failed=0; for sanitizer in thread:libtsan.so address:libasan.so; do \
 	  FASTCL_EMULATOR_SANITIZER=$${sanitizer%:*} \
 	    LD_PRELOAD="$$(g++ -print-file-name=$${sanitizer#*:}) $$(g++ -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=halt_on_error=1:report_signal_unsafe=0:exitcode=66 \
 	    $(BIN)/python -m pytest -q -p no:cacheprovider tests/test_contrast_cuda.py tests/test_augment_cuda.py tests/test_int8_cuda.py \
 	    -k 'same_bits or impossible' & pids="$$pids $$!"; \
-	done; for pid in $$pids; do wait $$pid || exit 1; done
+	done; for pid in $$pids; do wait $$pid || failed=1; done; exit $$failed
 
 lint: $(VENV)/.lint $(VENV)/.test  ## style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -226,6 +226,29 @@ def test_what_is_kept_for_backward_changes_no_bit(monkeypatch, shape, grouped, c
         assert torch.equal(kept, formed_again)
 
 
+@pytest.mark.parametrize("symmetric", [False, True], ids=["rectangular", "symmetric"])
+def test_backward_takes_the_exponentials_that_were_kept(symmetric):
+    """The gradient is linear in them: twice as large ones double it."""
+    if fastcl.backends()["similarity_lse"]["cpu"] != "native":
+        pytest.skip("native kernels were not built")
+    q, k, scale = torch.randn(70, 33), None if symmetric else torch.randn(131, 33), torch.tensor(0.5)
+    keep = checks.floats_to_keep("similarity_lse", q.device, 70, 70 if symmetric else 131)
+    ops, problem = torch.ops.fastcl, (q, k, scale, None, None)
+    row, col, kept = ops.similarity_lse(*problem, not symmetric, "highest", keep)
+    assert kept.numel() == keep > 0
+
+    def gradients(kept: Tensor | None) -> tuple[Tensor, ...]:
+        grads = torch.ones_like(row), torch.ones_like(col)
+        return ops.similarity_lse_backward(*grads, *problem, row, col, True, not symmetric, "highest", kept)
+
+    for formed_again, from_kept, doubled in zip(gradients(None), gradients(kept), gradients(2 * kept), strict=True):
+        assert torch.equal(formed_again, from_kept)
+        assert torch.equal(2 * from_kept, doubled)
+    # Too few floats to hold them are no exponentials at all.
+    for whole, cut_off in zip(gradients(None), gradients(kept[:100]), strict=True):
+        assert torch.equal(whole, cut_off)
+
+
 def test_a_result_that_nobody_uses_has_no_gradient(backend):
     q, k = (torch.randn(5, 4, requires_grad=True) for _ in range(2))
     both, rows = similarity_lse(q, k, 3.0, columns=True)[0], similarity_lse(q, k, 3.0)

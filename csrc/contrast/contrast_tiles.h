@@ -45,10 +45,11 @@ struct Tile {
   int ld_rows, ld_cols;  // words
 };
 
+// What there is of A on the diagonal: the blocks on and above it; kAbove reads them transposed, where A's lie below.
+enum class Part { kWhole, kDiagonalAndAbove, kAbove };
+
 // out[rows, dim] += A Z, with A read in place through two strides. Z is packed a few columns at a time, which stay
 // near.
-enum class Part { kWhole, kDiagonalAndAbove, kAbove };  // of A: kAbove takes A transposed, where that is below
-
 struct Product {
   const float* a;
   ptrdiff_t row_stride, word_stride;  // words

@@ -64,6 +64,8 @@ def similarity_lse(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Log-sum-exp of scaled similarities over all pairs of different group, without the [M, P] matrix.
 
+    Where a gradient may be asked for and all pairs' exponentials take at most 24 MB, the CPU's kernel keeps them.
+
     Args:
         q: queries [M, D], float32, bfloat16, float16 or float64, used as they are (not normalised).
         k: keys [P, D] of ``q``'s dtype; ``None`` takes ``q`` itself (half the work), each row leaving itself out.
