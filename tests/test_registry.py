@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastcl
-from fastcl.ops import ntxent, registry
+from fastcl.ops import ntxent, registry, similarity_lse
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -52,3 +52,12 @@ def test_an_unknown_instruction_set_in_the_environment():
     done = python(code, FASTCL_CPU="sse9")
     assert "expected portable, avx2, avx512 or avx512_bf16, got 'sse9'" in done.stderr
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize("op", ["ntxent", "similarity_lse"])
+def test_a_second_derivative_is_an_error(backend, op):
+    z = torch.randn(4, 3, requires_grad=True)
+    losses = ntxent(z, 2 * z, 1.0) if op == "ntxent" else similarity_lse(z, None, 1.0)
+    (grad,) = torch.autograd.grad(losses.sum(), z, create_graph=True)
+    with pytest.raises(RuntimeError, match=f"{op}: has no second derivative"):
+        (losses.sum() + grad.square().sum()).backward()

@@ -21,7 +21,7 @@ from fastcl.ops.checks import (
     is_differentiated,
     kept_by_nobody,
 )
-from fastcl.ops.registry import op, register
+from fastcl.ops.registry import no_second_derivative, op, register
 
 _EPS = 1e-12  # torch.nn.functional.normalize's: shorter rows are divided by it
 
@@ -46,6 +46,7 @@ def ntxent(z0: Tensor, z1: Tensor, scale: float | Tensor, *, precision: str | No
     Raises:
         TypeError: for an argument of the wrong type or dtype.
         ValueError: for shapes that do not fit.
+        RuntimeError: from the backward pass of a gradient, for there is no second derivative.
     """
     check_views("ntxent", z0, z1)
     scale = check_scale("ntxent", scale, z0)
@@ -126,5 +127,5 @@ def _autograd(ops: Any) -> tuple[Any, Any]:
     return setup_context, backward
 
 
-register("ntxent_backward", _ntxent_backward_reference, _ntxent_backward_fake)
+register("ntxent_backward", _ntxent_backward_reference, _ntxent_backward_fake, no_second_derivative("ntxent"))
 register("ntxent", _ntxent_reference, _ntxent_fake, _autograd)

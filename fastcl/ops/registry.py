@@ -87,6 +87,18 @@ def register(
         _declare(namespace, name)
 
 
+def no_second_derivative(name: str) -> Callable[[Any], tuple[Callable[..., None], Callable[..., Any]]]:
+    """The `autograd` of a backward op: an error where torch alone would warn, and leave its share out of the result."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(f"{name}: has no second derivative; compute the loss in plain PyTorch where one is needed")
+
+    return lambda ops: (setup_context, backward)
+
+
 def _declare(namespace: str, name: str) -> None:
     library, qualified = _libraries[namespace], f"{namespace}::{name}"
     reference, fake, autograd = _registered[name]

@@ -23,7 +23,7 @@ from fastcl.ops.checks import (
     is_differentiated,
     kept_by_nobody,
 )
-from fastcl.ops.registry import op, register
+from fastcl.ops.registry import no_second_derivative, op, register
 
 
 @overload
@@ -85,6 +85,7 @@ def similarity_lse(
     Raises:
         TypeError: for an argument of the wrong type or dtype.
         ValueError: for shapes that do not fit.
+        RuntimeError: from the backward pass of a gradient, for there is no second derivative.
     """
     name = "similarity_lse"
     check_matrix(name, "q", q)
@@ -237,5 +238,10 @@ def _autograd(ops: Any) -> tuple[Any, Any]:
     return setup_context, backward
 
 
-register("similarity_lse_backward", _similarity_lse_backward_reference, _similarity_lse_backward_fake)
+register(
+    "similarity_lse_backward",
+    _similarity_lse_backward_reference,
+    _similarity_lse_backward_fake,
+    no_second_derivative("similarity_lse"),
+)
 register("similarity_lse", _similarity_lse_reference, _similarity_lse_fake, _autograd)
