@@ -58,16 +58,38 @@ struct Avx2 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), value);
   }
   static FASTCL_INLINE I add_int(I a, int32_t b) { return _mm256_add_epi32(a, _mm256_set1_epi32(b)); }
+  static FASTCL_INLINE I set_int(int32_t v) { return _mm256_set1_epi32(v); }
+  static FASTCL_INLINE I add_int(I a, I b) { return _mm256_add_epi32(a, b); }
+  static FASTCL_INLINE I dot_high(I x, I y, int32_t width) {
+    const I halves = _mm256_blend_epi16(_mm256_srli_epi32(x, 16), y, 0xaa);
+    return _mm256_madd_epi16(halves, _mm256_set1_epi32(width << 16 | 1));
+  }
+  static FASTCL_INLINE uint32_t lanes_set(I a) { return uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(a))); }
+  static FASTCL_INLINE uint32_t below(I a, int32_t bound) {
+    return lanes_set(_mm256_cmpeq_epi32(_mm256_min_epu32(a, _mm256_set1_epi32(bound - 1)), a));
+  }
+  static FASTCL_INLINE uint32_t zero_bits(I a, int32_t bits) {
+    return lanes_set(_mm256_cmpeq_epi32(_mm256_and_si256(a, _mm256_set1_epi32(bits)), _mm256_setzero_si256()));
+  }
   static FASTCL_INLINE F lookup(F low, F high, I at) {
     // A permute looks at the lowest three bits; the fourth, moved to the sign, picks the half.
     const F in_high = _mm256_castsi256_ps(_mm256_slli_epi32(at, 28));
     return _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, at), _mm256_permutevar8x32_ps(high, at), in_high);
   }
   static FASTCL_INLINE F gather(const float* p, I at) { return _mm256_i32gather_ps(p, at, 4); }
-  static FASTCL_INLINE F select(uint32_t bits, F value, F other) {
+  static FASTCL_INLINE F mask_of(uint32_t bits) {
     const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-    const __m256i keep = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(bits)), lane), lane);
-    return _mm256_blendv_ps(other, value, _mm256_castsi256_ps(keep));
+    return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(bits)), lane), lane));
+  }
+  static FASTCL_INLINE F gather_inside(const float* p, I at, F other) {
+    const __m256i inside = _mm256_xor_si256(at, _mm256_set1_epi32(-1));  // a gather looks at the sign
+    return _mm256_mask_i32gather_ps(other, p, at, _mm256_castsi256_ps(inside), 4);
+  }
+  static FASTCL_INLINE F select(uint32_t bits, F value, F other) {
+    return _mm256_blendv_ps(other, value, mask_of(bits));
+  }
+  static FASTCL_INLINE I select(uint32_t bits, I value, I other) {
+    return _mm256_blendv_epi8(other, value, _mm256_castps_si256(mask_of(bits)));
   }
   static FASTCL_INLINE uint32_t equal_bits(int32_t value, const int32_t* p) {
     const __m256i lanes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));

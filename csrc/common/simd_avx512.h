@@ -52,10 +52,28 @@ struct Avx512 {
   static FASTCL_INLINE I load_int(const int32_t* p) { return _mm512_loadu_si512(p); }
   static FASTCL_INLINE void store_int(int32_t* p, I value) { _mm512_storeu_si512(p, value); }
   static FASTCL_INLINE I add_int(I a, int32_t b) { return _mm512_add_epi32(a, _mm512_set1_epi32(b)); }
+  static FASTCL_INLINE I set_int(int32_t v) { return _mm512_set1_epi32(v); }
+  static FASTCL_INLINE I add_int(I a, I b) { return _mm512_add_epi32(a, b); }
+  static FASTCL_INLINE I dot_high(I x, I y, int32_t width) {
+    const I halves = _mm512_mask_mov_epi16(_mm512_srli_epi32(x, 16), 0xaaaaaaaa, y);
+    return _mm512_madd_epi16(halves, _mm512_set1_epi32(width << 16 | 1));
+  }
+  static FASTCL_INLINE uint32_t below(I a, int32_t bound) {
+    return _mm512_cmplt_epu32_mask(a, _mm512_set1_epi32(bound));
+  }
+  static FASTCL_INLINE uint32_t zero_bits(I a, int32_t bits) {
+    return _mm512_testn_epi32_mask(a, _mm512_set1_epi32(bits));
+  }
   static FASTCL_INLINE F lookup(F low, F high, I at) { return _mm512_permutex2var_ps(low, at, high); }
   static FASTCL_INLINE F gather(const float* p, I at) { return _mm512_i32gather_ps(at, p, 4); }
+  static FASTCL_INLINE F gather_inside(const float* p, I at, F other) {
+    return _mm512_mask_i32gather_ps(other, _mm512_cmpge_epi32_mask(at, _mm512_setzero_si512()), at, p, 4);
+  }
   static FASTCL_INLINE F select(uint32_t bits, F value, F other) {
     return _mm512_mask_mov_ps(other, __mmask16(bits), value);
+  }
+  static FASTCL_INLINE I select(uint32_t bits, I value, I other) {
+    return _mm512_mask_mov_epi32(other, __mmask16(bits), value);
   }
   static FASTCL_INLINE uint32_t equal_bits(int32_t value, const int32_t* p) {
     return _mm512_cmpeq_epi32_mask(_mm512_loadu_si512(p), _mm512_set1_epi32(value));
