@@ -219,6 +219,7 @@ struct AugmentGeometry {
           if (!shares || share.find(r, columns, w.width, w.height, to)) find_nearest(map, row + r, from, columns, to);
         }
         const int64_t n = (next - row) * columns;
+        V::store_int(at + n, V::set_int(-1));  // nothing is read for what the last vector has too much
         for (int64_t c = 0; c < w.channels; ++c) {
           const float* in = w.in + c * w.plane;
           float* out = w.out + c * w.out_plane + row * w.width + from;
