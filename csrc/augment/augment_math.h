@@ -64,7 +64,10 @@ class Draws {
     }
     return bits_.word[draw % 4] * 0x1p-32;
   }
-  FASTCL_HD double uniform(double low, double high, int draw) { return low + (high - low) * (*this)(draw); }
+  FASTCL_HD double uniform(double low, double high, int draw) {
+    const double width = high - low;
+    return width == 0 ? low + 0.0 : low + width * (*this)(draw);
+  }
   FASTCL_HD bool happens(double probability, int draw) { return probability > 0 && (*this)(draw) < probability; }
 
  private:
@@ -258,9 +261,18 @@ FASTCL_HD inline AugmentParams draw_params(const AugmentRecipe& r, const Augment
   p.vflip = vflip;
   for (int i = 0; i < 9; ++i) p.map[i] = float(map[i]);
 
+  // In the order of their numbers, that no block is computed twice.
+  p.grayscale = u.happens(r.grayscale_p, kDrawGrayscale);
+  if (u.happens(r.blur_p, kDrawBlur)) {
+    const double sigma = u.uniform(r.blur_sigma_min, r.blur_sigma_max, kDrawBlurSigma);
+    const double reach = std::ceil(4.0 * sigma);
+    p.blur_sigma = float(sigma);
+    p.blur_radius_x = float(r.blur_radius_x < 0 ? std::fmin(reach, s.out_width - 1.0) : r.blur_radius_x);
+    p.blur_radius_y = float(r.blur_radius_y < 0 ? std::fmin(reach, s.out_height - 1.0) : r.blur_radius_y);
+  }
   const bool jitter = u.happens(r.jitter_p, kDrawJitter);
   int order[4] = {1, 2, 3, 4};
-  for (int place = 3; place > 0; --place) {  // Fisher and Yates' shuffle
+  for (int place = 3; place > 0 && jitter; --place) {  // Fisher and Yates' shuffle
     const int other = int(std::floor(u(kDrawOrder + 3 - place) * (place + 1.0))), keep = order[place];
     order[place] = order[other];
     order[other] = keep;
@@ -274,14 +286,6 @@ FASTCL_HD inline AugmentParams draw_params(const AugmentRecipe& r, const Augment
     const bool used = jitter && !(least[i] == neutral && most[i] == neutral);
     for (int place = 0; place < 4; ++place)
       if (order[place] == i + 1) p.color_op[place] = used ? float(i + 1) : 0.f;
-  }
-  p.grayscale = u.happens(r.grayscale_p, kDrawGrayscale);
-  if (u.happens(r.blur_p, kDrawBlur)) {
-    const double sigma = u.uniform(r.blur_sigma_min, r.blur_sigma_max, kDrawBlurSigma);
-    const double reach = std::ceil(4.0 * sigma);
-    p.blur_sigma = float(sigma);
-    p.blur_radius_x = float(r.blur_radius_x < 0 ? std::fmin(reach, s.out_width - 1.0) : r.blur_radius_x);
-    p.blur_radius_y = float(r.blur_radius_y < 0 ? std::fmin(reach, s.out_height - 1.0) : r.blur_radius_y);
   }
   p.sharpen = u.happens(r.sharpen_p, kDrawSharpen);
   p.sharpness = float(r.sharpness);
