@@ -558,7 +558,9 @@ void join_view(const AugmentApply& view, const float* planes, char* out, bool sh
 }  // namespace
 
 void augment_sample(const AugmentSample& problem) {
-  parallel_for(problem.n, 64, [&](int64_t begin, int64_t end) {
+  const auto draw = augment_rows().draw;
+  parallel_for(problem.n, draw ? 512 : 64, [&](int64_t begin, int64_t end) {
+    if (draw) return draw(problem, begin, end);
     AugmentStream stream = problem.stream;
     for (int64_t i = begin; i < end; ++i) {
       if (problem.shapes) {

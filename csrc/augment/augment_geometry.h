@@ -202,8 +202,8 @@ struct AugmentGeometry {
 
   // Of some rows, or of a part of one: where their pixels come from, then the pixels.
   static FASTCL_INLINE void warp_nearest(const Warp& w, const Mapping& map, int64_t begin, int64_t end) {
-    const bool shares = map.affine && reach(w.map, map, map.middle_x) < 0x1p14 &&
-                        reach(w.map + 3, map, map.middle_y) < 0x1p14;
+    const bool shares =
+        map.affine && reach(w.map, map, map.middle_x) < 0x1p14 && reach(w.map + 3, map, map.middle_y) < 0x1p14;
     Shares share;
     int32_t at[kWarpPixels + kRowStep];
     const int64_t some = w.width < kWarpPixels ? w.width : kWarpPixels;
