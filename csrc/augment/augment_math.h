@@ -65,7 +65,10 @@ FASTCL_HD inline bool params_fit(const AugmentParams& p, const AugmentApply& a, 
   const auto whole = [&](const float& v, float least, float most) {
     require(v >= least && v <= most && float(int32_t(v)) == v, &v);
   };
-  for (int64_t i = 0; i < kParams; ++i) require(std::fabs(value[i]) <= 3.402823466e38f, value + i);
+  const auto is_finite = [](float v) { return std::fabs(v) <= 3.402823466e38f; };
+  bool finite = true;  // all at once, as vectors
+  for (int64_t i = 0; i < kParams; ++i) finite = finite & is_finite(value[i]);
+  for (int64_t i = 0; i < kParams && !finite; ++i) require(is_finite(value[i]), value + i);
   whole(p.crop_top, 0, float(a.height - 1));
   whole(p.crop_left, 0, float(a.width - 1));
   whole(p.crop_height, 1, float(a.height) - p.crop_top);
