@@ -84,7 +84,7 @@ class Draws {
  private:
   FASTCL_HD void fill(int block) {
     block_ = block;
-    const auto bits = philox_words<N>({low_, high_, N::word(epoch_), N::word(last_ | uint32_t(block))}, seed_);
+    const auto bits = philox_words<N>({{low_, high_, N::word(epoch_), N::word(last_ | uint32_t(block))}}, seed_);
     for (int i = 0; i < 4; ++i) numbers_[i] = N::number(bits.word[i]) * Real(0x1p-32);
   }
 

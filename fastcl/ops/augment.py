@@ -243,20 +243,20 @@ def _check_how(
 ) -> tuple[Any, ...]:
     """What the ops take after their sizes: interpolation, fill, mean, std, resize, erase."""
     check = _check_settings if torch.compiler.is_compiling() else _check_settings_once
-    settings = [values if values is None else tuple(values) for values in (fill, mean, std, erase)]
-    return check(name, images.shape[1], interpolation, *settings, dtype, resize)
+    lists = [values if values is None else tuple(values) for values in (fill, mean, std, erase)]
+    return check(name, images.shape[1], interpolation, dtype, resize, *lists)
 
 
 def _check_settings(
     name: str,
     channels: int,
     interpolation: str,
+    dtype: torch.dtype,
+    resize: str,
     fill: tuple[float, ...] | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     erase: tuple[float, ...] | None,
-    dtype: torch.dtype,
-    resize: str,
 ) -> tuple[Any, ...]:
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"{name}: interpolation must be nearest or bilinear, got {interpolation!r}")

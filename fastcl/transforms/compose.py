@@ -329,6 +329,8 @@ class Compose:
 
         Also ``outside_fill`` where something comes before it, in the units of the images that this takes.
         """
+        if torch.compiler.is_compiling():
+            return self._pass_arguments(images, pictures)
         if (images, pictures) not in self._arguments:
             self._arguments[images, pictures] = self._pass_arguments(images, pictures)
         return self._arguments[images, pictures]
