@@ -272,7 +272,7 @@ struct ContrastTiles {
              p.panel + begin * vectors * kLanes, end - begin, sums);
     FASTCL_UNROLL for (int r = 0; r < rows; ++r) FASTCL_UNROLL for (int v = 0; v < vectors; ++v) {
       float* at = out + r * p.dim + v * kLanes;
-      V::store(at, V::add(V::load(at), sums[r][v]));
+      V::store(at, p.first ? sums[r][v] : V::add(V::load(at), sums[r][v]));
     }
   }
 
@@ -320,6 +320,15 @@ struct ContrastTiles {
     return V::sum(V::add(low, high));
   }
 
+  static void add_scaled(float* row, const float* x, float factor, int64_t dim) {
+    for (int64_t d = 0; d < dim; d += kLanes)
+      V::store(row + d, V::fma(V::load(x + d), V::set(factor), V::load(row + d)));
+  }
+
+  static void scale(float* row, float factor, int64_t dim) {
+    for (int64_t d = 0; d < dim; d += kLanes) V::store(row + d, V::mul(V::load(row + d), V::set(factor)));
+  }
+
   static void maxima(const Tile& t, bool masked, bool columns) {
     static constexpr void (*kVariants[2][2])(const Tile&) = {{maxima_tile<false, false>, maxima_tile<false, true>},
                                                              {maxima_tile<true, false>, maxima_tile<true, true>}};
@@ -345,8 +354,8 @@ struct ContrastTiles {
       kVariants[masked][columns][safe](t);
   }
 
-  static constexpr ContrastKernels kTable = {kRows, kCols,    kDimStep, kProductCols, kPack,      maxima,
-                                             sums,  gradient, product,  pack_panel,   pack_words, dot};
+  static constexpr ContrastKernels kTable = {kRows,    kCols,   kDimStep,   kProductCols, kPack, maxima,     sums,
+                                             gradient, product, pack_panel, pack_words,   dot,   add_scaled, scale};
 };
 
 }  // namespace fastcl
