@@ -228,13 +228,14 @@ struct ContrastTiles {
     }
   }
 
-  // The same from the powers that the forward pass kept, which are 0 where a pair is left out.
+  // The same from the powers that the forward pass kept, which are 0 where a pair is left out. They come from far away:
+  // two rows at a time are streams that the processor foresees.
   template <bool kColumns>
   static FASTCL_NOINLINE void kept_gradient_tile(const Tile& t) {
-    for (int row = 0; row < t.rows; row += kRows)
+    for (int row = 0; row < t.rows; row += 2)
       for (int col = t.triangle ? unit(row) : 0; col < t.cols; col += kCols) {
-        Sums s;
-        FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
+        F s[2][kVectors];
+        FASTCL_UNROLL for (int r = 0; r < 2; ++r) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
           F weight = V::set(t.row_weight[row + r]);
           if constexpr (kColumns) weight = V::add(weight, V::load(t.col_weight + col + v * kLanes));
           s[r][v] = V::mul(V::load(t.kept + ptrdiff_t(row + r) * t.cols + col + v * kLanes), weight);
@@ -243,12 +244,13 @@ struct ContrastTiles {
       }
   }
 
-  static FASTCL_INLINE void store_gradient(const Tile& t, int row, int col, const Sums& s) {
+  template <int rows>
+  static FASTCL_INLINE void store_gradient(const Tile& t, int row, int col, const F (&s)[rows][kVectors]) {
     if constexpr (kPack == 1) {
-      FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v)
+      FASTCL_UNROLL for (int r = 0; r < rows; ++r) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v)
           V::store(t.g_rows + ptrdiff_t(row + r) * t.ld_rows + col + v * kLanes, s[r][v]);
     } else {
-      FASTCL_UNROLL for (int r = 0; r < kRows; r += 2) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
+      FASTCL_UNROLL for (int r = 0; r < rows; r += 2) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
         Products::store_half(t.g_rows + ptrdiff_t(row + r) * t.ld_rows + (col + v * kLanes) / 2, s[r][v]);
         Products::store_half(t.g_rows + ptrdiff_t(row + r + 1) * t.ld_rows + (col + v * kLanes) / 2, s[r + 1][v]);
         V::store(t.g_cols + ptrdiff_t(row + r) / 2 * t.ld_cols + col + v * kLanes,
