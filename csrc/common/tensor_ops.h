@@ -75,8 +75,8 @@ inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> size
   return new_tensor(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type);
 }
 
-// Uninitialised floats on the CPU in memory that goes back to the kernels' scratch: for what lives from a forward pass to
-// its backward pass, whose pages the system would else hand out afresh at every step.
+// Uninitialised floats on the CPU in memory that goes back to the kernels' scratch: for what lives from a forward pass
+// to its backward pass, whose pages the system would else hand out afresh at every step.
 inline Tensor new_scratch_tensor(int64_t count) {
   const int64_t stride = 1;
   return torch::stable::from_blob(acquire_buffer(size_t(std::max<int64_t>(count, 1)) * sizeof(float)), {&count, 1},

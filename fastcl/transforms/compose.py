@@ -386,9 +386,11 @@ class Compose:
                 raise ValueError(f"Compose: index must have one number for each of {n} images, got {len(numbers)}")
             return numbers, self.seed
         compiling = torch.compiler.is_compiling()
-        if len(self._count) != n and not compiling:
-            self._count = torch.arange(n, device="cpu")
-        numbers = self._next + (torch.arange(n, device="cpu") if compiling else self._count)
+        if compiling:
+            count = torch.arange(n, device="cpu")
+        elif len(count := self._count) != n:  # not read twice: another thread may have put its own there
+            count = self._count = torch.arange(n, device="cpu")
+        numbers = self._next + count
         self._next += n
         if device.type != "cpu":
             numbers = numbers.to(device)
