@@ -71,7 +71,8 @@ Header* take_kept(size_t bytes) {
 bool keep(Header* block) {
   std::unique_lock lock(kept().mutex, std::try_to_lock);
   if (!lock || block->bytes > kMostKeptBytes) return false;
-  while (kept().bytes + block->bytes > kMostKeptBytes) system_free(kept().remove(0));  // what nobody has asked for longest
+  while (kept().bytes + block->bytes > kMostKeptBytes)
+    system_free(kept().remove(0));  // what nobody has asked for longest
   try {
     kept().blocks.push_back({block, block->bytes});
   } catch (const std::bad_alloc&) {

@@ -11,8 +11,8 @@ namespace fastcl {
 constexpr size_t kBufferAlignment = 64;
 constexpr size_t kMostKeptBytes = size_t(64) << 20;  // by all released buffers together
 
-// At least `bytes`; throws std::bad_alloc. What is released is kept for later calls; beyond the limit, what was released
-// longest ago is freed.
+// At least `bytes`; throws std::bad_alloc. What is released is kept for later calls; beyond the limit, what was
+// released longest ago is freed.
 void* acquire_buffer(size_t bytes);
 void release_buffer(void* data) noexcept;
 
