@@ -148,7 +148,8 @@ void pad_images(const Int8Linear& p, int64_t pixel_bytes, int zero, Int8Images& 
   to.pad_top = to.pad_left = 0;
   const int64_t left = std::min(from.pad_left, to.width), inside = std::clamp<int64_t>(to.width - left, 0, from.width);
   const int64_t lines = p.m / (from.out_height * from.out_width) * to.height, line = to.width * pixel_bytes;
-  images.own = Buffer<uint8_t>(lines * line + 2 * kInt8Chunk * 4);  // chunks are read whole
+  if (double(lines) * double(line) > 0x1p46) throw std::bad_alloc();  // a stride may be far larger than its kernel
+  images.own = Buffer<uint8_t>(lines * line + 2 * kInt8Chunk * 4);    // chunks are read whole
   images.values = images.own.get();
   parallel_for(lines, grain_of(to.width * to.channels), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
