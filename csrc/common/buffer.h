@@ -1,5 +1,5 @@
-// Memory for kernels, as scratch and for large results: 64-byte aligned, uninitialised, and handed on from call to call,
-// because fresh pages from the system cost more than many a kernel's work on them.
+// Memory for kernels, as scratch and for large results: 64-byte aligned, uninitialised, and handed on from call to
+// call, because fresh pages from the system cost more than many a kernel's work on them.
 #pragma once
 
 #include <cstddef>

@@ -95,6 +95,15 @@ inline Tensor new_result(const Tensor& like, torch::headeronly::IntHeaderOnlyArr
   return torch::stable::from_blob(acquire_buffer(size_t(bytes)), sizes, strides, like.device(), type, release_buffer);
 }
 
+// Uninitialised floats on the CPU in memory that goes back to the kernels' scratch: for what lives from a forward pass
+// to its backward pass, whose pages the system would else hand out afresh at every step.
+inline Tensor new_scratch_tensor(int64_t count) {
+  const int64_t stride = 1;
+  return torch::stable::from_blob(acquire_buffer(size_t(std::max<int64_t>(count, 1)) * sizeof(float)), {&count, 1},
+                                  {&stride, 1}, torch::stable::Device(torch::headeronly::DeviceType::CPU),
+                                  ScalarType::Float, &release_buffer);
+}
+
 inline const float* floats(const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); }
 
 // A contiguous float32 vector of `count` elements.

@@ -42,8 +42,10 @@ class PaddedRows {
   float* data_;
 };
 
-// <a, b> of two padded rows, in float32.
+// Of padded rows, in float32: <a, b>; row += factor x; row *= factor.
 float dot_rows(const float* a, const float* b, int64_t stride);
+void add_scaled_row(float* row, const float* x, float factor, int64_t stride);
+void scale_row(float* row, float factor, int64_t stride);
 
 struct Contrast {
   const PaddedRows* q;
@@ -71,8 +73,8 @@ struct ContrastBackward {
   const float* grad_row;        // [rows]
   const float* col_lse;         // [cols], null: no column terms
   const float* grad_col;        // [cols], null: no column terms
-  float* grad_q;                // q's padded shape, null: not wanted
-  float* grad_k;                // k's padded shape, null: not wanted, or symmetric
+  float* grad_q;                // q's padded shape, uninitialised; null: not wanted
+  float* grad_k;                // k's padded shape, uninitialised; null: not wanted, or symmetric
   const float* kept = nullptr;  // what the forward pass of the same problem kept
 };
 

@@ -128,12 +128,10 @@ class TilePass {
     if (!symmetric_ && columns_) set_weights(out.col_lse, out.grad_col, k_, col_weight_, col_lse_);
     grad_q_ = out.grad_q;
     grad_k_ = symmetric_ ? out.grad_q : out.grad_k;
-    parallel_for(q_.padded_count(), grain_of(q_.stride()), [&](int64_t begin, int64_t end) {
-      if (out.grad_q) std::fill(out.grad_q + begin * q_.stride(), out.grad_q + end * q_.stride(), 0.f);
-    });
-    parallel_for(symmetric_ ? 0 : k_.padded_count(), grain_of(k_.stride()), [&](int64_t begin, int64_t end) {
-      if (out.grad_k) std::fill(out.grad_k + begin * k_.stride(), out.grad_k + end * k_.stride(), 0.f);
-    });
+    if (q_.count() == 0 || k_.count() == 0) {  // no tile, which would write them
+      if (grad_q_) std::fill_n(grad_q_, q_.floats(), 0.f);
+      if (grad_k_) std::fill_n(grad_k_, k_.floats(), 0.f);
+    }
     run(Pass::kGradient);
   }
 
@@ -367,7 +365,7 @@ class TilePass {
     wait(row_turn_[I], row_turn);
     if (grad_q_)
       kernels_.product({t.g_rows, t.ld_rows, 1, k_.row(t.j0), keys / pack, panel, grad_q_ + t.i0 * dim, t.rows, dim,
-                        t.triangle ? Part::kDiagonalAndAbove : Part::kWhole});
+                        t.triangle ? Part::kDiagonalAndAbove : Part::kWhole, row_turn == 0});
     if (!t.triangle) {
       pass_on(row_turn_[I], row_turn);
       wait(col_turn(J), col_turn_number);
@@ -375,7 +373,7 @@ class TilePass {
     if (grad_k_)
       kernels_.product({pack == 1 ? t.g_rows : t.g_cols, 1, pack == 1 ? t.ld_rows : t.ld_cols, q_.row(t.i0),
                         t.rows / pack, panel, grad_k_ + t.j0 * dim, keys, dim,
-                        t.triangle ? Part::kAbove : Part::kWhole});
+                        t.triangle ? Part::kAbove : Part::kWhole, !t.triangle && col_turn_number == 0});
     pass_on(col_turn(J), col_turn_number);
   }
 
@@ -420,6 +418,10 @@ void PaddedRows::clear_padding() {
 }
 
 float dot_rows(const float* a, const float* b, int64_t stride) { return float32_kernels().dot(a, b, stride); }
+void add_scaled_row(float* row, const float* x, float factor, int64_t stride) {
+  float32_kernels().add_scaled(row, x, factor, stride);
+}
+void scale_row(float* row, float factor, int64_t stride) { float32_kernels().scale(row, factor, stride); }
 
 int64_t contrast_kept_floats(int64_t rows, int64_t cols, bool bf16_products) {
   return PaddedRows(rows, 1, nullptr).padded_count() * round_up(cols, kernels_for(bf16_products).cols_step);

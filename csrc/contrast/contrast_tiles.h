@@ -48,8 +48,8 @@ struct Tile {
 // What there is of A on the diagonal: the blocks on and above it; kAbove reads them transposed, where A's lie below.
 enum class Part { kWhole, kDiagonalAndAbove, kAbove };
 
-// out[rows, dim] += A Z, with A read in place through two strides. Z is packed a few columns at a time, which stay
-// near.
+// out[rows, dim] += A Z, or = A Z where nothing stands in out yet, with A read in place through two strides. Z is packed
+// a few columns at a time, which stay near.
 struct Product {
   const float* a;
   ptrdiff_t row_stride, word_stride;  // words
@@ -60,6 +60,7 @@ struct Product {
   int rows;
   int64_t dim;
   Part part;
+  bool first;  // nothing stands in out
 };
 
 // One instruction set's kernels. `masked`: the tile holds padding or pairs that are left out; `columns`: sums over the
@@ -77,8 +78,10 @@ struct ContrastKernels {
   void (*pack_panel)(const float* z, int64_t rows, int64_t dim, int64_t panel, float factor, float* out);
   // Rows of z as words along dim; only where pack > 1.
   void (*pack_words)(const float* z, int64_t rows, int64_t dim, float* out);
-  // <a, b> over dim, a multiple of dim_step.
+  // Of single rows, dim being a multiple of dim_step: <a, b>; row += factor x; row *= factor.
   float (*dot)(const float* a, const float* b, int64_t dim);
+  void (*add_scaled)(float* row, const float* x, float factor, int64_t dim);
+  void (*scale)(float* row, float factor, int64_t dim);
 };
 
 // Null where they were not compiled or this processor cannot run them.

@@ -228,13 +228,14 @@ struct ContrastTiles {
     }
   }
 
-  // The same from the powers that the forward pass kept, which are 0 where a pair is left out.
+  // The same from the powers that the forward pass kept, which are 0 where a pair is left out. They come from far away:
+  // two rows at a time are streams that the processor foresees.
   template <bool kColumns>
   static FASTCL_NOINLINE void kept_gradient_tile(const Tile& t) {
-    for (int row = 0; row < t.rows; row += kRows)
+    for (int row = 0; row < t.rows; row += 2)
       for (int col = t.triangle ? unit(row) : 0; col < t.cols; col += kCols) {
-        Sums s;
-        FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
+        F s[2][kVectors];
+        FASTCL_UNROLL for (int r = 0; r < 2; ++r) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
           F weight = V::set(t.row_weight[row + r]);
           if constexpr (kColumns) weight = V::add(weight, V::load(t.col_weight + col + v * kLanes));
           s[r][v] = V::mul(V::load(t.kept + ptrdiff_t(row + r) * t.cols + col + v * kLanes), weight);
@@ -243,12 +244,13 @@ struct ContrastTiles {
       }
   }
 
-  static FASTCL_INLINE void store_gradient(const Tile& t, int row, int col, const Sums& s) {
+  template <int rows>
+  static FASTCL_INLINE void store_gradient(const Tile& t, int row, int col, const F (&s)[rows][kVectors]) {
     if constexpr (kPack == 1) {
-      FASTCL_UNROLL for (int r = 0; r < kRows; ++r) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v)
+      FASTCL_UNROLL for (int r = 0; r < rows; ++r) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v)
           V::store(t.g_rows + ptrdiff_t(row + r) * t.ld_rows + col + v * kLanes, s[r][v]);
     } else {
-      FASTCL_UNROLL for (int r = 0; r < kRows; r += 2) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
+      FASTCL_UNROLL for (int r = 0; r < rows; r += 2) FASTCL_UNROLL for (int v = 0; v < kVectors; ++v) {
         Products::store_half(t.g_rows + ptrdiff_t(row + r) * t.ld_rows + (col + v * kLanes) / 2, s[r][v]);
         Products::store_half(t.g_rows + ptrdiff_t(row + r + 1) * t.ld_rows + (col + v * kLanes) / 2, s[r + 1][v]);
         V::store(t.g_cols + ptrdiff_t(row + r) / 2 * t.ld_cols + col + v * kLanes,
@@ -272,7 +274,7 @@ struct ContrastTiles {
              p.panel + begin * vectors * kLanes, end - begin, sums);
     FASTCL_UNROLL for (int r = 0; r < rows; ++r) FASTCL_UNROLL for (int v = 0; v < vectors; ++v) {
       float* at = out + r * p.dim + v * kLanes;
-      V::store(at, V::add(V::load(at), sums[r][v]));
+      V::store(at, p.first ? sums[r][v] : V::add(V::load(at), sums[r][v]));
     }
   }
 
@@ -320,6 +322,15 @@ struct ContrastTiles {
     return V::sum(V::add(low, high));
   }
 
+  static void add_scaled(float* row, const float* x, float factor, int64_t dim) {
+    for (int64_t d = 0; d < dim; d += kLanes)
+      V::store(row + d, V::fma(V::load(x + d), V::set(factor), V::load(row + d)));
+  }
+
+  static void scale(float* row, float factor, int64_t dim) {
+    for (int64_t d = 0; d < dim; d += kLanes) V::store(row + d, V::mul(V::load(row + d), V::set(factor)));
+  }
+
   static void maxima(const Tile& t, bool masked, bool columns) {
     static constexpr void (*kVariants[2][2])(const Tile&) = {{maxima_tile<false, false>, maxima_tile<false, true>},
                                                              {maxima_tile<true, false>, maxima_tile<true, true>}};
@@ -345,8 +356,8 @@ struct ContrastTiles {
       kVariants[masked][columns][safe](t);
   }
 
-  static constexpr ContrastKernels kTable = {kRows, kCols,    kDimStep, kProductCols, kPack,      maxima,
-                                             sums,  gradient, product,  pack_panel,   pack_words, dot};
+  static constexpr ContrastKernels kTable = {kRows,    kCols,   kDimStep,   kProductCols, kPack, maxima,     sums,
+                                             gradient, product, pack_panel, pack_words,   dot,   add_scaled, scale};
 };
 
 }  // namespace fastcl

@@ -46,8 +46,7 @@ class UnitRows {
         float* row = z.row(i);
         load_floats(i < n_ ? z0 : z1, type, (i < n_ ? i : i - n_) * z.dim(), z.dim(), row);
         norm[i] = length(row, z.dim(), z.stride());
-        const float inverse = static_cast<float>(1 / std::max(norm[i], kEps));
-        for (int64_t d = 0; d < z.dim(); ++d) row[d] *= inverse;
+        scale_row(row, static_cast<float>(1 / std::max(norm[i], kEps)), z.stride());
       }
     });
   }
@@ -135,13 +134,13 @@ void ntxent_backward(const NtxentBackward& p) {
       const float* z = rows.z.row(i);
       const float* positive = rows.z.row(rows.positive(i));
       float* g = grad + i * rows.z.stride();
-      for (int64_t d = 0; d < p.dim; ++d) g[d] += pull[i] * positive[d];
+      add_scaled_row(g, positive, pull[i], rows.z.stride());
       along[i] = dot_rows(z, g, rows.z.stride());
       // Only the part across the row changes its direction; a row of zeros has none.
       const double norm = rows.norm[i];
       const float inverse = static_cast<float>(norm == 0 ? 0 : 1 / std::max(norm, kEps));
-      const float tangent = norm > kEps ? along[i] : 0;
-      for (int64_t d = 0; d < p.dim; ++d) g[d] = (g[d] - tangent * z[d]) * inverse;
+      if (norm > kEps) add_scaled_row(g, z, -along[i], rows.z.stride());
+      scale_row(g, inverse, rows.z.stride());
       if (!in_place) store_floats(g, p.dim, p.type, i * p.dim, p.grad_z);
     }
   });

@@ -9,7 +9,7 @@ std::tuple<Tensor, Tensor> ntxent_cpu(const Tensor& z0, const Tensor& z1, const 
                                       int64_t keep) {
   const NtxentViews views = ntxent_views(z0, z1);
   const int64_t n = z0.size(0);
-  Tensor losses = new_tensor(z0, {2 * n}, ScalarType::Float), kept = new_tensor(z0, {keep}, ScalarType::Float);
+  Tensor losses = new_tensor(z0, {2 * n}, ScalarType::Float), kept = new_scratch_tensor(keep);
   ntxent_forward({views.z0.const_data_ptr(), views.z1.const_data_ptr(), views.type, n, z0.size(1),
                   scale_value("ntxent", scale), bf16_products("ntxent", precision),
                   static_cast<float*>(losses.mutable_data_ptr()), static_cast<float*>(kept.mutable_data_ptr()), keep});

@@ -14,7 +14,7 @@ std::tuple<Tensor, Tensor, Tensor> similarity_lse_cpu(const Tensor& q, std::opti
   FASTCL_CHECK(!columns || k, kOp, ": columns needs k");
   Tensor row_lse = new_tensor(q, {inputs.rows}, ScalarType::Float);
   Tensor col_lse = new_tensor(q, {columns ? inputs.cols : 0}, ScalarType::Float);
-  Tensor kept = new_tensor(q, {keep}, ScalarType::Float);
+  Tensor kept = new_scratch_tensor(keep);
   similarity_lse_forward(inputs.problem(scale_value(kOp, scale), bf16_products(kOp, precision)),
                          {static_cast<float*>(row_lse.mutable_data_ptr()),
                           columns ? static_cast<float*>(col_lse.mutable_data_ptr()) : nullptr,

@@ -36,17 +36,18 @@ class _PairLosses(torch.autograd.Function):
         keep = floats_to_keep("similarity_lse", image.device, len(image), len(text)) if any(ctx.needs_input_grad) else 0
         row, col, kept = op("similarity_lse", image)(image, text, scale, number, number, True, precision, keep)
         cosine = dot(image, text)
-        ctx.save_for_backward(image, text, scale, number, row, col, cosine, kept)
+        margin = torch.stack((row, col)) - scale * cosine
+        ctx.save_for_backward(image, text, scale, number, row, col, cosine, margin, kept)
         ctx.precision = precision
         ctx.lse_backward = op("similarity_lse_backward", image)  # of the backend that is in force now
-        return functional.softplus(torch.stack((row, col)) - scale * cosine).mean(dim=0)
+        return functional.softplus(margin).mean(dim=0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        image, text, scale, number, row, col, cosine, kept = ctx.saved_tensors
+        image, text, scale, number, row, col, cosine, margin, kept = ctx.saved_tensors
         need_image, need_text, need_scale, _ = ctx.needs_input_grad
-        grad_row, grad_col = torch.sigmoid(torch.stack((row, col)) - scale * cosine).mul_(grad / 2)
+        grad_row, grad_col = torch.sigmoid(margin).mul_(grad / 2)
         # The scale's gradient is formed from the images'.
         grad_image, grad_text, grad_scale = ctx.lse_backward(
             grad_row, grad_col, image, text, scale, number, number, row, col, need_image or need_scale, need_text,
@@ -55,9 +56,9 @@ class _PairLosses(torch.autograd.Function):
         grad_cosine = -(grad_row + grad_col)
         pull = (scale * grad_cosine)[:, None]
         return (
-            (grad_image + pull * text).to(image.dtype) if need_image else None,
-            (grad_text + pull * image).to(text.dtype) if need_text else None,
-            grad_scale + (grad_cosine * cosine).sum(),
+            torch.addcmul(grad_image, pull, text).to(image.dtype) if need_image else None,
+            torch.addcmul(grad_text, pull, image).to(text.dtype) if need_text else None,
+            grad_scale + grad_cosine.dot(cosine),
             None,
         )
 

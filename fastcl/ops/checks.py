@@ -75,12 +75,12 @@ def floats_to_keep(op: str, device: torch.device, rows: int, cols: int, dim: int
     """How many floats a forward pass keeps for its backward pass, which has a quarter less to do then.
 
     They are the exponentials of all pairs and, where `dim` is given, the rows. None are kept but by the kernels of the
-    CPU, nor where they would take more than 24 MB: memory then grows with the rows, not with their square.
+    CPU, nor where the exponentials would take more than 24 MB: memory then grows with the rows, not with their square.
     """
     if device.type != "cpu" or not runs_native(op, "cpu"):
         return 0
-    floats = (rows + _PADDING) * (cols + dim + 2 * _PADDING)
-    return floats if floats <= _MOST_KEPT else 0
+    pairs = (rows + _PADDING) * (cols + _PADDING)
+    return pairs + (rows + _PADDING) * (dim + _PADDING) if pairs <= _MOST_KEPT else 0
 
 
 def kept_by_nobody(like: Tensor, keep: int) -> Tensor:
