@@ -190,6 +190,33 @@ def test_rows_of_a_large_image_are_shared_out(dtype, last):
         assert torch.equal(last, got)
 
 
+MAPS = {  # affine, output pixel to source pixel
+    "half_pixel": [1, 0, 0.5, 0, 1, 0.5],
+    "half_sizes": [0.5, 0, 0.25, 0, 2, 0.5],
+    "diagonal": [0.5, 0.5, 0, -0.5, 0.5, 0],
+    "near_ties": [1, 0, 0.5 - 2.0**-20, 0, 1, 0.5 + 2.0**-17],
+    "turned": [0.98, -0.17, 0.3, 0.17, 0.98, -0.2],
+    "far": [1, 0, 20000.5, 0, 1, 0],
+    "steep": [3000.25, 1, 0, 1, -4000, 0],
+}
+
+
+@pytest.mark.parametrize("size", [(28, 28), (33, 47), (1, 1), (5, 1100), (1100, 5), (60, 1024)], ids=str)
+def test_the_nearest_pixel_is_the_reference_s(backend, size):
+    """At ties and next to them too; 16384 pixels away; in rows that are longer than what is looked up at once."""
+    if backend == "reference":
+        pytest.skip("it is the reference")
+    maps = MAPS.values()
+    table = torch.cat([row(size, **{f"map_{i}": value for i, value in enumerate(map_)}) for map_ in maps])
+    for channels in (1, 2):
+        images = noise(len(table), channels, size)
+        for how in ({}, {"fill": [77.0]}, {"mean": [0.4], "std": [0.3], "dtype": torch.float32}):
+            got = augment_apply(images, table, size, **how)
+            with fastcl.use_backend("reference"):
+                want = augment_apply(images, table, size, **how)
+            assert (got - want).abs().max() <= (0 if got.dtype == torch.uint8 else 1e-6)
+
+
 # ----------------------------------------------------------------------------------------------------------- bad input
 
 

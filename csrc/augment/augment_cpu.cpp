@@ -156,10 +156,10 @@ class View {
       crop_resize_flip<uint8_t>(first);
     else
       crop_resize_flip<float>(first);
-    if (warps) {
-      warp();
-      sweep_image(sweep);
-    }
+    const bool warp_ends = warps && sweep.last && !stream_ && converts_to_floats() &&
+                           std::count(p_.color_op, p_.color_op + 4, 0.f) == 4 && p_.grayscale == 0;
+    if (warps) warp(warp_ends);
+    if (warps && !warp_ends) sweep_image(sweep);
     while (!sweep.last) {
       double gray = 0;
       for (int64_t band = 0; band < bands_; ++band) gray += s_.sums[band];
@@ -293,12 +293,28 @@ class View {
 
   static void forget(Lines& lines) { lines.held[0] = lines.held[1] = 0; }
 
-  void warp() {
-    Warp warp = {{}, width_, height_, a_.channels, a_.nearest, a_.fill, channel(0), s_.other(a_.channels), s_.plane};
+  // `ends`: into the output, nothing is left to be done.
+  void warp(bool ends) {
+    Warp warp{};
     std::copy(p_.map, p_.map + 9, warp.map);
+    warp.width = width_;
+    warp.height = height_;
+    warp.channels = a_.channels;
+    warp.nearest = a_.nearest;
+    warp.fill = a_.fill;
+    warp.in = channel(0);
+    warp.plane = s_.plane;
+    warp.out = ends ? static_cast<float*>(a_.out) + target(0, 0).at : s_.other(a_.channels);
+    warp.out_plane = ends ? pixels_ : s_.plane;
+    warp.mean = ends ? a_.mean : nullptr;
+    warp.inverse_std = a_.inverse_std;
+    warp.bound = bound_;
     each(height_, row_grain(), [&](Lines&, int64_t begin, int64_t end) { rows_.warp(warp, begin, end); });
-    std::swap(s_.image, s_.spare);
+    if (!ends) std::swap(s_.image, s_.spare);
   }
+
+  // Whether what comes out of the colour ops is what the output has, normalised, and that is float32.
+  bool converts_to_floats() const { return !blur_ && !whole_ && !point_ops_ && a_.out_type == PixelType::kFloat32; }
 
   Sweep next_sweep(int begin, bool contrast, double mean) const {
     int end = begin + contrast;
@@ -523,6 +539,11 @@ class PerSize {
   std::vector<Entry> entries_;
 };
 
+// Which image is next, in a cache line of its own: counters in one would go back and forth between the cores.
+struct alignas(64) Counter {
+  std::atomic<int64_t> next;
+};
+
 // A view made channel by channel, to where its channels come last; `shared_out`: by all threads.
 template <class T>
 void join_view(const AugmentApply& view, const float* planes, char* out, bool shared_out) {
@@ -537,7 +558,9 @@ void join_view(const AugmentApply& view, const float* planes, char* out, bool sh
 }  // namespace
 
 void augment_sample(const AugmentSample& problem) {
-  parallel_for(problem.n, 64, [&](int64_t begin, int64_t end) {
+  const auto draw = augment_rows().draw;
+  parallel_for(problem.n, draw ? 512 : 64, [&](int64_t begin, int64_t end) {
+    if (draw) return draw(problem, begin, end);
     AugmentStream stream = problem.stream;
     for (int64_t i = begin; i < end; ++i) {
       if (problem.shapes) {
@@ -577,15 +600,16 @@ void augment_apply(const AugmentApply* views, int64_t count) {
   // Each thread begins with images of its own, the same in every batch, which its cache may still have. They differ in
   // work: a thread that is done goes on with those of the others.
   const int64_t parts = std::min(n, threads);
-  std::vector<std::atomic<int64_t>> next(parts);
-  for (int64_t part = 0; part < parts; ++part) next[part].store(n * part / parts, std::memory_order_relaxed);
+  std::vector<Counter> counters(parts);
+  for (int64_t part = 0; part < parts; ++part) counters[part].next.store(n * part / parts, std::memory_order_relaxed);
   parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
     PerSize<Planes> planes;
     PerSize<Lines> lines;
     for (int64_t first = begin; first < end; ++first)
       for (int64_t part = first; part < first + parts; ++part) {
         const int64_t past = n * (part % parts + 1) / parts;
-        for (int64_t i; (i = next[part % parts].fetch_add(1, std::memory_order_relaxed)) < past;)
+        std::atomic<int64_t>& next = counters[part % parts].next;
+        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < past;)
           for (int64_t v = 0; v < count; ++v) make(views[v], i, &planes.of(views[v]), &lines.of(views[v]));
       }
     rows.stream_end();

@@ -13,9 +13,10 @@
 
 namespace fastcl {
 
-constexpr int64_t kRowStep = 16;  // a multiple of every instruction set's lanes
-constexpr int kBlurRows = 4;      // output rows that are blurred together
-constexpr int kFewTaps = 8;       // where a row is made of more, those are blended before it is resized across
+constexpr int64_t kRowStep = 16;       // a multiple of every instruction set's lanes
+constexpr int kBlurRows = 4;           // output rows that are blurred together
+constexpr int64_t kWarpPixels = 1024;  // whose places in the input are looked up together
+constexpr int kFewTaps = 8;            // where a row is made of more, those are blended before it is resized across
 
 constexpr int64_t row_steps(int64_t n) { return (n + kRowStep - 1) / kRowStep * kRowStep; }
 
@@ -74,15 +75,21 @@ struct ColorRun {
   bool stream;  // out: past the caches
 };
 
-// A warp of planes.
+// A warp of planes, normalised where it is the last stage.
 struct Warp {
   double map[9];  // AugmentParams::map
   int64_t width, height, channels;
   bool nearest;       // else bilinear
   const float* fill;  // [channels]; null: none
   const float* in;    // [channels, plane]
-  float* out;         // likewise
   int64_t plane;
+  float* out;  // [channels, out_plane]
+  int64_t out_plane;
+  const float *mean, *inverse_std;  // [channels], of values from 0 to 1; null: values stay as they are
+  float bound;                      // the largest value
+
+  FASTCL_INLINE float factor_of(int64_t c) const { return mean ? inverse_std[c] / bound : 1; }
+  FASTCL_INLINE float add_of(int64_t c) const { return mean ? -mean[c] * inverse_std[c] : 0; }
 };
 
 // A separable blur of a plane, reflected at its borders; out = blurred * factor + add.
@@ -101,6 +108,8 @@ struct Blur {
 };
 
 struct AugmentRows {
+  // Rows of parameters of the samples from begin to end; null where a vector is no faster than one sample at a time.
+  void (*draw)(const AugmentSample& problem, int64_t begin, int64_t end);
   // Antialiased resampling along one axis, as torchvision and PIL: a filter stretched by max(in / out, 1). All taps lie
   // inside; those that the filter does not reach weigh 0. Outputs beyond n repeat the last. Positions are double, what
   // is counted from them float. Sets first and weight.

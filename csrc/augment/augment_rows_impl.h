@@ -2,6 +2,7 @@
 #pragma once
 
 #include "augment/augment_color.h"
+#include "augment/augment_draws_wide.h"
 #include "augment/augment_geometry.h"
 #include "augment/augment_rows.h"
 #include "augment/augment_sources.h"
@@ -256,16 +257,17 @@ struct AugmentLoops {
     for (; i < n; ++i) out[i] = float_to_float16(in[i]);
   }
 
+  static constexpr auto draw_of() -> decltype(AugmentRows::draw) {
+    if constexpr (kLanes >= 8) return draw_rows<V>;
+    return nullptr;
+  }
+
   using Geometry = AugmentGeometry<V>;
-  static constexpr AugmentRows kTable = {Geometry::resize_taps_of,
-                                         place,
-                                         color,
-                                         Geometry::warp,
-                                         solarize,
-                                         blur,
-                                         normalize,
-                                         to_bfloat16,
-                                         to_float16,
+  static constexpr AugmentRows kTable = {draw_of(),      Geometry::resize_taps_of,
+                                         place,          color,
+                                         Geometry::warp, solarize,
+                                         blur,           normalize,
+                                         to_bfloat16,    to_float16,
                                          V::stream_end};
 };
 

@@ -58,16 +58,45 @@ struct Avx2 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), value);
   }
   static FASTCL_INLINE I add_int(I a, int32_t b) { return _mm256_add_epi32(a, _mm256_set1_epi32(b)); }
+  static FASTCL_INLINE I set_int(int32_t v) { return _mm256_set1_epi32(v); }
+  static FASTCL_INLINE I add_int(I a, I b) { return _mm256_add_epi32(a, b); }
+  static FASTCL_INLINE I xor_int(I a, I b) { return _mm256_xor_si256(a, b); }
+  static FASTCL_INLINE void multiply(I a, uint32_t b, I* high, I* low) {
+    const I by = _mm256_set1_epi64x(b), even = _mm256_mul_epu32(a, by),
+            odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), by);
+    *high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+    *low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+  }
+  static FASTCL_INLINE I dot_high(I x, I y, int32_t width) {
+    const I halves = _mm256_blend_epi16(_mm256_srli_epi32(x, 16), y, 0xaa);
+    return _mm256_madd_epi16(halves, _mm256_set1_epi32(width << 16 | 1));
+  }
+  static FASTCL_INLINE uint32_t lanes_set(I a) { return uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(a))); }
+  static FASTCL_INLINE uint32_t below(I a, int32_t bound) {
+    return lanes_set(_mm256_cmpeq_epi32(_mm256_min_epu32(a, _mm256_set1_epi32(bound - 1)), a));
+  }
+  static FASTCL_INLINE uint32_t zero_bits(I a, int32_t bits) {
+    return lanes_set(_mm256_cmpeq_epi32(_mm256_and_si256(a, _mm256_set1_epi32(bits)), _mm256_setzero_si256()));
+  }
   static FASTCL_INLINE F lookup(F low, F high, I at) {
     // A permute looks at the lowest three bits; the fourth, moved to the sign, picks the half.
     const F in_high = _mm256_castsi256_ps(_mm256_slli_epi32(at, 28));
     return _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, at), _mm256_permutevar8x32_ps(high, at), in_high);
   }
   static FASTCL_INLINE F gather(const float* p, I at) { return _mm256_i32gather_ps(p, at, 4); }
-  static FASTCL_INLINE F select(uint32_t bits, F value, F other) {
+  static FASTCL_INLINE F mask_of(uint32_t bits) {
     const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-    const __m256i keep = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(bits)), lane), lane);
-    return _mm256_blendv_ps(other, value, _mm256_castsi256_ps(keep));
+    return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(bits)), lane), lane));
+  }
+  static FASTCL_INLINE F gather_inside(const float* p, I at, F other) {
+    const __m256i inside = _mm256_xor_si256(at, _mm256_set1_epi32(-1));  // a gather looks at the sign
+    return _mm256_mask_i32gather_ps(other, p, at, _mm256_castsi256_ps(inside), 4);
+  }
+  static FASTCL_INLINE F select(uint32_t bits, F value, F other) {
+    return _mm256_blendv_ps(other, value, mask_of(bits));
+  }
+  static FASTCL_INLINE I select(uint32_t bits, I value, I other) {
+    return _mm256_blendv_epi8(other, value, _mm256_castps_si256(mask_of(bits)));
   }
   static FASTCL_INLINE uint32_t equal_bits(int32_t value, const int32_t* p) {
     const __m256i lanes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -124,11 +153,30 @@ struct Avx2 {
     return {_mm256_round_pd(v.low, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
             _mm256_round_pd(v.high, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
   }
-  // A bit for each lane; not of NaN.
-  static FASTCL_INLINE uint32_t equal(D a, D b) {
-    return uint32_t(_mm256_movemask_pd(_mm256_cmp_pd(a.low, b.low, _CMP_EQ_OQ))) |
-           uint32_t(_mm256_movemask_pd(_mm256_cmp_pd(a.high, b.high, _CMP_EQ_OQ))) << 4;
+  static FASTCL_INLINE D sqrt(D v) { return {_mm256_sqrt_pd(v.low), _mm256_sqrt_pd(v.high)}; }
+  static FASTCL_INLINE __m256d pow2(__m256d v) {
+    // The whole number stands in the lowest bits of a sum with 1.5 * 2^52.
+    const I exponent = _mm256_castpd_si256(_mm256_add_pd(v, _mm256_set1_pd(0x1.8p52 + 1023)));
+    return _mm256_castsi256_pd(_mm256_slli_epi64(exponent, 52));
   }
+  static FASTCL_INLINE D pow2(D v) { return {pow2(v.low), pow2(v.high)}; }
+  static FASTCL_INLINE __m256d wide_mask_of(uint32_t bits) {
+    const __m256i lane = _mm256_setr_epi64x(1, 2, 4, 8);
+    return _mm256_castsi256_pd(_mm256_cmpeq_epi64(_mm256_and_si256(_mm256_set1_epi64x(bits), lane), lane));
+  }
+  static FASTCL_INLINE D select(uint32_t bits, D value, D other) {
+    return {_mm256_blendv_pd(other.low, value.low, wide_mask_of(bits)),
+            _mm256_blendv_pd(other.high, value.high, wide_mask_of(bits >> 4))};
+  }
+  // A bit for each lane; not of NaN.
+  template <int kHow>
+  static FASTCL_INLINE uint32_t compare(D a, D b) {
+    return uint32_t(_mm256_movemask_pd(_mm256_cmp_pd(a.low, b.low, kHow))) |
+           uint32_t(_mm256_movemask_pd(_mm256_cmp_pd(a.high, b.high, kHow))) << 4;
+  }
+  static FASTCL_INLINE uint32_t equal(D a, D b) { return compare<_CMP_EQ_OQ>(a, b); }
+  static FASTCL_INLINE uint32_t less(D a, D b) { return compare<_CMP_LT_OQ>(a, b); }
+  static FASTCL_INLINE uint32_t less_equal(D a, D b) { return compare<_CMP_LE_OQ>(a, b); }
   static FASTCL_INLINE float sum(F v) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     half = _mm_add_ps(half, _mm_movehl_ps(half, half));

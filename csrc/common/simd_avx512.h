@@ -52,10 +52,35 @@ struct Avx512 {
   static FASTCL_INLINE I load_int(const int32_t* p) { return _mm512_loadu_si512(p); }
   static FASTCL_INLINE void store_int(int32_t* p, I value) { _mm512_storeu_si512(p, value); }
   static FASTCL_INLINE I add_int(I a, int32_t b) { return _mm512_add_epi32(a, _mm512_set1_epi32(b)); }
+  static FASTCL_INLINE I set_int(int32_t v) { return _mm512_set1_epi32(v); }
+  static FASTCL_INLINE I add_int(I a, I b) { return _mm512_add_epi32(a, b); }
+  static FASTCL_INLINE I xor_int(I a, I b) { return _mm512_xor_si512(a, b); }
+  static FASTCL_INLINE void multiply(I a, uint32_t b, I* high, I* low) {
+    const I by = _mm512_set1_epi64(b), even = _mm512_mul_epu32(a, by),
+            odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), by);
+    *high = _mm512_mask_mov_epi32(_mm512_srli_epi64(even, 32), 0xaaaa, odd);
+    *low = _mm512_mask_mov_epi32(even, 0xaaaa, _mm512_slli_epi64(odd, 32));
+  }
+  static FASTCL_INLINE I dot_high(I x, I y, int32_t width) {
+    const I halves = _mm512_mask_mov_epi16(_mm512_srli_epi32(x, 16), 0xaaaaaaaa, y);
+    return _mm512_madd_epi16(halves, _mm512_set1_epi32(width << 16 | 1));
+  }
+  static FASTCL_INLINE uint32_t below(I a, int32_t bound) {
+    return _mm512_cmplt_epu32_mask(a, _mm512_set1_epi32(bound));
+  }
+  static FASTCL_INLINE uint32_t zero_bits(I a, int32_t bits) {
+    return _mm512_testn_epi32_mask(a, _mm512_set1_epi32(bits));
+  }
   static FASTCL_INLINE F lookup(F low, F high, I at) { return _mm512_permutex2var_ps(low, at, high); }
   static FASTCL_INLINE F gather(const float* p, I at) { return _mm512_i32gather_ps(at, p, 4); }
+  static FASTCL_INLINE F gather_inside(const float* p, I at, F other) {
+    return _mm512_mask_i32gather_ps(other, _mm512_cmpge_epi32_mask(at, _mm512_setzero_si512()), at, p, 4);
+  }
   static FASTCL_INLINE F select(uint32_t bits, F value, F other) {
     return _mm512_mask_mov_ps(other, __mmask16(bits), value);
+  }
+  static FASTCL_INLINE I select(uint32_t bits, I value, I other) {
+    return _mm512_mask_mov_epi32(other, __mmask16(bits), value);
   }
   static FASTCL_INLINE uint32_t equal_bits(int32_t value, const int32_t* p) {
     return _mm512_cmpeq_epi32_mask(_mm512_loadu_si512(p), _mm512_set1_epi32(value));
@@ -121,11 +146,24 @@ struct Avx512 {
     return {_mm512_roundscale_pd(v.low, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
             _mm512_roundscale_pd(v.high, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
   }
-  // A bit for each lane; not of NaN.
-  static FASTCL_INLINE uint32_t equal(D a, D b) {
-    return uint32_t(_mm512_cmp_pd_mask(a.low, b.low, _CMP_EQ_OQ)) |
-           uint32_t(_mm512_cmp_pd_mask(a.high, b.high, _CMP_EQ_OQ)) << 8;
+  static FASTCL_INLINE D sqrt(D v) { return {_mm512_sqrt_pd(v.low), _mm512_sqrt_pd(v.high)}; }
+  static FASTCL_INLINE __m512d pow2(__m512d v) {
+    const I exponent = _mm512_add_epi64(_mm512_cvtpd_epi64(v), _mm512_set1_epi64(1023));
+    return _mm512_castsi512_pd(_mm512_slli_epi64(exponent, 52));
   }
+  static FASTCL_INLINE D pow2(D v) { return {pow2(v.low), pow2(v.high)}; }
+  static FASTCL_INLINE D select(uint32_t bits, D value, D other) {
+    return {_mm512_mask_mov_pd(other.low, __mmask8(bits), value.low),
+            _mm512_mask_mov_pd(other.high, __mmask8(bits >> 8), value.high)};
+  }
+  // A bit for each lane; not of NaN.
+  template <int kHow>
+  static FASTCL_INLINE uint32_t compare(D a, D b) {
+    return uint32_t(_mm512_cmp_pd_mask(a.low, b.low, kHow)) | uint32_t(_mm512_cmp_pd_mask(a.high, b.high, kHow)) << 8;
+  }
+  static FASTCL_INLINE uint32_t equal(D a, D b) { return compare<_CMP_EQ_OQ>(a, b); }
+  static FASTCL_INLINE uint32_t less(D a, D b) { return compare<_CMP_LT_OQ>(a, b); }
+  static FASTCL_INLINE uint32_t less_equal(D a, D b) { return compare<_CMP_LE_OQ>(a, b); }
   static FASTCL_INLINE float sum(F v) { return _mm512_reduce_add_ps(v); }
   static FASTCL_INLINE float largest(F v) { return _mm512_reduce_max_ps(v); }
 };

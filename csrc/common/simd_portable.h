@@ -101,6 +101,32 @@ struct Portable {
   static FASTCL_INLINE I add_int(I a, int32_t b) {
     return {{a.lane[0] + b, a.lane[1] + b, a.lane[2] + b, a.lane[3] + b}};
   }
+  template <class Of>
+  static FASTCL_INLINE I each_int(Of of) {
+    I out;
+    for (int i = 0; i < kLanes; ++i) out.lane[i] = int32_t(of(i));
+    return out;
+  }
+  static FASTCL_INLINE I set_int(int32_t v) { return {{v, v, v, v}}; }
+  static FASTCL_INLINE I add_int(I a, I b) {
+    return each_int([&](int i) { return a.lane[i] + b.lane[i]; });
+  }
+  // Of the signed upper halves of x and y: x + y * width, 0 < width < 2^15.
+  static FASTCL_INLINE I dot_high(I x, I y, int32_t width) {
+    return each_int([&](int i) { return (x.lane[i] >> 16) + (y.lane[i] >> 16) * width; });
+  }
+  // A bit for each lane that is not negative and below the bound, which is above 0.
+  static FASTCL_INLINE uint32_t below(I a, int32_t bound) {
+    uint32_t bits = 0;
+    for (int i = 0; i < kLanes; ++i) bits |= uint32_t(uint32_t(a.lane[i]) < uint32_t(bound)) << i;
+    return bits;
+  }
+  // A bit for each lane in which none of `bits` is set.
+  static FASTCL_INLINE uint32_t zero_bits(I a, int32_t bits) {
+    uint32_t found = 0;
+    for (int i = 0; i < kLanes; ++i) found |= uint32_t((a.lane[i] & bits) == 0) << i;
+    return found;
+  }
   // Of the values of `low` and then `high`, those with the numbers `at`.
   static FASTCL_INLINE F lookup(F low, F high, I at) {
     float both[2 * kLanes];
@@ -111,11 +137,20 @@ struct Portable {
   static FASTCL_INLINE F gather(const float* p, I at) {
     return F{p[at.lane[0]], p[at.lane[1]], p[at.lane[2]], p[at.lane[3]]};
   }
+  // Where `at` is not negative; nothing is read elsewhere.
+  static FASTCL_INLINE F gather_inside(const float* p, I at, F other) {
+    F out;
+    for (int i = 0; i < kLanes; ++i) out[i] = at.lane[i] >= 0 ? p[at.lane[i]] : other[i];
+    return out;
+  }
   // Lanes whose bit is set, else those of `other`.
   static FASTCL_INLINE F select(uint32_t bits, F value, F other) {
     F out;
     for (int i = 0; i < kLanes; ++i) out[i] = (bits >> i) & 1u ? value[i] : other[i];
     return out;
+  }
+  static FASTCL_INLINE I select(uint32_t bits, I value, I other) {
+    return each_int([&](int i) { return (bits >> i) & 1u ? value.lane[i] : other.lane[i]; });
   }
   static FASTCL_INLINE uint32_t equal_bits(int32_t value, const int32_t* p) {
     uint32_t bits = 0;

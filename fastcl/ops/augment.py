@@ -14,6 +14,7 @@ rounds uint8 images after each: the result is nearer to exact arithmetic. The re
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -63,9 +64,9 @@ def augment_sample(
         ValueError: for a shape or number out of range.
     """
     _check_draw(recipe, index, epoch, view)
-    for name, sides in (("size", size), ("out_size", out_size)):
-        if not all(1 <= side <= MAX_SIDE for side in sides):
-            raise ValueError(f"augment_sample: {name} must be two numbers from 1 to {MAX_SIDE}, got {tuple(sides)}")
+    for name, (height, width) in (("size", size), ("out_size", out_size)):
+        if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+            raise ValueError(f"augment_sample: {name} must be two numbers from 1 to {MAX_SIDE}, got {(height, width)}")
     return op("augment_sample", index)(recipe, index, seed, epoch, view, *size, *out_size)  # type: ignore[no-any-return]
 
 
@@ -212,7 +213,8 @@ def _check_view(name: str, at: str, images: Tensor, params: Tensor, size: tuple[
         raise ValueError(f"{name}: params{at} must be [{len(images)}, {len(PARAM_NAMES)}], got {list(params.shape)}")
     if params.device != images.device:
         raise ValueError(f"{name}: params{at} must be on images' device {images.device}, got {params.device}")
-    if not all(1 <= side <= MAX_SIDE for side in (*size, *images.shape[2:])):
+    (height, width), (rows, columns) = size, images.shape[2:]
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE and rows <= MAX_SIDE and columns <= MAX_SIDE):
         raise ValueError(
             f"{name}: sides must be from 1 to {MAX_SIDE}, got images {list(images.shape)}, size{at} {tuple(size)}"
         )
@@ -240,6 +242,22 @@ def _check_how(
     erase: Sequence[float] | None,
 ) -> tuple[Any, ...]:
     """What the ops take after their sizes: interpolation, fill, mean, std, resize, erase."""
+    check = _check_settings if torch.compiler.is_compiling() else _check_settings_once
+    lists = [values if values is None else tuple(values) for values in (fill, mean, std, erase)]
+    return check(name, images.shape[1], interpolation, dtype, resize, *lists)
+
+
+def _check_settings(
+    name: str,
+    channels: int,
+    interpolation: str,
+    dtype: torch.dtype,
+    resize: str,
+    fill: tuple[float, ...] | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    erase: tuple[float, ...] | None,
+) -> tuple[Any, ...]:
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"{name}: interpolation must be nearest or bilinear, got {interpolation!r}")
     if resize not in RESIZES:
@@ -247,8 +265,8 @@ def _check_how(
     lists = []
     for argument, values in (("fill", fill), ("mean", mean), ("std", std), ("erase", erase)):
         numbers = [float(v) for v in values] if values is not None else []
-        if values is not None and len(numbers) not in (1, images.shape[1]):
-            raise ValueError(f"{name}: {argument} must have 1 or {images.shape[1]} values, got {len(numbers)}")
+        if values is not None and len(numbers) not in (1, channels):
+            raise ValueError(f"{name}: {argument} must have 1 or {channels} values, got {len(numbers)}")
         if not all(map(math.isfinite, numbers)) or (argument == "std" and 0.0 in numbers):
             raise ValueError(f"{name}: {argument} must be finite{' and not 0' * (argument == 'std')}, got {values}")
         lists.append(numbers)
@@ -261,16 +279,20 @@ def _check_how(
     return interpolation, *lists[:3], resize, lists[3]
 
 
+# A training loop's settings stay the same.
+_check_settings_once = functools.lru_cache(maxsize=64)(_check_settings)
+
+
 def _check_out(
     name: str, argument: str, images: Tensor, size: tuple[int, int], dtype: torch.dtype, out: Tensor
 ) -> None:
     if not isinstance(out, Tensor):
         raise TypeError(f"{name}: {argument} must be a Tensor, got {type(out).__name__}")
-    want = [*images.shape[:2], *size]
+    want = (*images.shape[:2], *size)
     dense = out.is_contiguous() or (out.dim() == 4 and out.is_contiguous(memory_format=torch.channels_last))
-    if list(out.shape) != want or out.dtype != dtype or out.device != images.device or not dense:
+    if out.shape != want or out.dtype != dtype or out.device != images.device or not dense:
         raise ValueError(
-            f"{name}: {argument} must be contiguous or channels_last {want} of {dtype} on {images.device}, got "
+            f"{name}: {argument} must be contiguous or channels_last {list(want)} of {dtype} on {images.device}, got "
             f"{'' if dense else 'strided '}{list(out.shape)} of {out.dtype} on {out.device}"
         )
 

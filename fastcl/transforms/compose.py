@@ -188,6 +188,7 @@ class Compose:
                     self.passes.append(Pass())
                     step.add_to(self.passes[-1])
             self.passes[-1].transforms.append(transform)
+        self._arguments: dict[tuple[torch.dtype, bool], list[dict[str, Any]]] = {}
         self._recipes = [plan.recipes(number) for number, plan in enumerate(self.passes)]
         self._rows = [recipes.unbind() for recipes, _ in self._recipes]
         self.recipe = torch.cat([recipes for recipes, _ in self._recipes])
@@ -197,9 +198,9 @@ class Compose:
             for number, plan in enumerate(self.passes)
             for name in plan.param_names
         )
-        self._next = torch.zeros(
-            (), dtype=torch.int64, device="cpu"
-        )  # the sample number of the next image that comes without one
+        # The sample number of the next image that comes without one, and those of a batch from 0 on.
+        self._next = torch.zeros((), dtype=torch.int64, device="cpu")
+        self._count = torch.arange(0, device="cpu")
 
     def _branch(self, number: int, alternatives: Alternatives) -> None:
         """Each alternative goes through the passes from the last one on; the others' images pass unchanged."""
@@ -305,7 +306,8 @@ class Compose:
         for number, (plan, table, how) in enumerate(zip(self.passes, tables, hows, strict=True)):
             into = None if out is None or number < len(self.passes) - 1 else out[None] if single else out
             size = plan.output_size(size_of(value))
-            outside_fill = how.pop("outside_fill", None)
+            outside_fill = how.get("outside_fill")
+            how = {name: value for name, value in how.items() if name != "outside_fill"}
             if plan.outside and isinstance(value, Tensor):
                 _check_images("transforms", value)
                 if single and plan.outside.transform.needs_batch:
@@ -327,6 +329,13 @@ class Compose:
 
         Also ``outside_fill`` where something comes before it, in the units of the images that this takes.
         """
+        if torch.compiler.is_compiling():
+            return self._pass_arguments(images, pictures)
+        if (images, pictures) not in self._arguments:
+            self._arguments[images, pictures] = self._pass_arguments(images, pictures)
+        return self._arguments[images, pictures]
+
+    def _pass_arguments(self, images: torch.dtype, pictures: bool) -> list[dict[str, Any]]:
         given = [plan.dtype for plan in self.passes if plan.dtype]
         floating = images if images != torch.uint8 else torch.float32
         dtype = given[-1] if given else floating if any(plan.mean for plan in self.passes) else images
@@ -376,10 +385,15 @@ class Compose:
             if len(numbers) != n:
                 raise ValueError(f"Compose: index must have one number for each of {n} images, got {len(numbers)}")
             return numbers, self.seed
-        numbers = (self._next + torch.arange(n, device="cpu")).to(device)
+        compiling = torch.compiler.is_compiling()
+        if len(self._count) != n and not compiling:
+            self._count = torch.arange(n, device="cpu")
+        numbers = self._next + (torch.arange(n, device="cpu") if compiling else self._count)
         self._next += n
+        if device.type != "cpu":
+            numbers = numbers.to(device)
         # Each worker of a DataLoader has a copy of the counter; its own seed, new in every epoch, tells them apart.
-        worker = None if torch.compiler.is_compiling() else get_worker_info()
+        worker = None if compiling else get_worker_info()
         return numbers, self.seed if worker is None else (self.seed + worker.seed) % 2**63
 
     def _sample(self, index: Tensor, size: Size | Tensor, seed: int, epoch: int, view: int) -> Tensor:
@@ -491,7 +505,7 @@ def draw_views(
             numbers[id(transform)] = transform._numbers(len(batch), index, batch.device)
         tables.append(transform._sample(numbers[id(transform)][0], size, numbers[id(transform)][1], epoch, view))
     hows = [transform.pass_arguments(batch.dtype) for transform, _ in views]
-    one_call = len(hows[0]) == 1 and "outside_fill" not in hows[0][0] and all(how == hows[0] for how in hows)
+    one_call = len(hows[0]) == 1 and "outside_fill" not in hows[0][0] and all(how == hows[0] for how in hows[1:])
     if one_call:
         sizes = [transform.passes[0].output_size(size) for transform, _ in views]
         into = [view[None] for view in out] if out is not None and single else out
