@@ -175,9 +175,10 @@ def test_the_kernel_itself_refuses_what_does_not_fit():
     for x, weight, stride, padding, message in [
         (rows, W[:, :, :, :1], ones, none, r"x must be \[B, H, W, 1\]"),
         (rows[:, :2], W, ones, none, "at least as large as the kernel"),
-        (rows, W, [0, 1], none, "at least 1, got 0"),
+        (rows, W, [0, 1], none, "from 1 to 2147483647, got 0"),
+        (rows, W, [2**39, 2**39], none, "from 1 to 2147483647, got 5"),
         (rows, W, ones, [0, 0, 0], "padding 4, got 2, 2, 2 and 3"),
-        (rows, W, ones, [0, 0, 0, -1], "padding must not be negative"),
+        (rows, W, ones, [0, 0, 0, -1], "padding must be from 0 to"),
     ]:
         with pytest.raises(RuntimeError, match=f"int8_conv2d: .*{message}"):
             torch.ops.fastcl.int8_conv2d(x, weight, S, *[None] * 6, "dynamic", stride, padding, ones, "none")
@@ -321,9 +322,9 @@ def test_a_packed_layer_that_does_not_fit_is_refused():
         (images, block, 3, [3, 2], "packed must be"),
         (images, block, 4, [3, 3], "packed must be"),
         (images, block, -1, [3, 3], "n must be"),
-        (images, block, 3, [0, 3], "at least 1, got 0"),
+        (images, block, 3, [0, 3], "from 1 to 2147483647, got 0"),
         (images, block, 3, [3], "kernel, stride and dilation must have 2"),
-        (images, block, 3, [2**62, 4], "at least as large"),
+        (images, block, 3, [2**62, 4], "from 1 to 2147483647, got 4"),
         (images, block[1:], 3, [3, 3], "packed must be"),
         (images, int8_pack_weight(W.flatten(1)), 3, [3, 3], "packed must be a layer's"),
     ]:

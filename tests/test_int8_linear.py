@@ -325,7 +325,7 @@ def test_strided_arguments(backend):
 def test_same_bits_for_every_thread_count_and_call(kernel):
     before = torch.get_num_threads()
     try:
-        for m, k, n in [(1, 700, 600), (20, 300, 200), (200, 300, 200)]:
+        for m, k, n in [(1, 700, 1600), (20, 300, 200), (200, 300, 200)]:
             x, weight, scale, bias = problem(m, k, n)
             packed = pack(weight, kernel)
             results = []
@@ -512,6 +512,17 @@ def test_a_packed_layer_gives_the_ops_bits(kernel, way):
             packed = pack(weight, kernel)
             assert same(got, int8_linear(rows, weight, scale, b, activation=activation, packed=packed, **WAYS[way]))
             assert same(got, int8_linear(rows, weight, scale, b, activation=activation, packed=block, **WAYS[way]))
+
+
+def test_large_results_share_no_memory():
+    """Past the size from which results stand in memory that an earlier one has left: 4 MB."""
+    x, weight, scale, bias = problem(1100, 21, 1024)
+    block, rows = pack_layer("auto", weight, scale), x.flip(0)
+    torch.ops.fastcl.int8_linear_packed(rows, block, bias, 1024)  # whose memory the first takes
+    first = torch.ops.fastcl.int8_linear_packed(x, block, bias, 1024)
+    second = torch.ops.fastcl.int8_linear_packed(rows, block, bias, 1024)
+    assert torch.equal(first, torch.cat([int8_linear(part, weight, scale, bias) for part in x.split(100)]))
+    assert torch.equal(second, first.flip(0))
 
 
 def test_a_packed_layer_that_does_not_fit_is_refused():

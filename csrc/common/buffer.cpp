@@ -1,5 +1,6 @@
 #include "common/buffer.h"
 
+#include <cstddef>
 #include <cstdlib>
 #include <mutex>
 #include <new>
@@ -8,8 +9,7 @@
 namespace fastcl {
 namespace {
 
-constexpr size_t kKeptBytes = size_t(64) << 20;  // by all released buffers together
-constexpr size_t kMostWaste = 2;                 // a kept buffer serves requests down to this fraction of its size
+constexpr size_t kMostWaste = 2;  // a kept buffer serves requests down to this fraction of its size
 
 // Stands before the buffer, in a block of its own alignment.
 struct Header {
@@ -41,8 +41,15 @@ struct Block {
 
 struct Kept {
   std::mutex mutex;
-  std::vector<Block> blocks;
+  std::vector<Block> blocks;  // the one released last at the end
   size_t bytes = 0;
+
+  Header* remove(size_t i) {
+    const Block block = blocks[i];
+    blocks.erase(blocks.begin() + std::ptrdiff_t(i));
+    bytes -= block.bytes;
+    return block.header;
+  }
 };
 
 Kept& kept() {
@@ -56,19 +63,16 @@ Header* take_kept(size_t bytes) {
   if (!lock) return nullptr;
   auto& blocks = kept().blocks;
   for (size_t i = blocks.size(); i-- > 0;) {
-    const Block block = blocks[i];
-    if (block.bytes < bytes || block.bytes / kMostWaste > bytes) continue;
-    blocks[i] = blocks.back();
-    blocks.pop_back();
-    kept().bytes -= block.bytes;
-    return block.header;
+    if (blocks[i].bytes >= bytes && blocks[i].bytes / kMostWaste <= bytes) return kept().remove(i);
   }
   return nullptr;
 }
 
 bool keep(Header* block) {
   std::unique_lock lock(kept().mutex, std::try_to_lock);
-  if (!lock || kept().bytes + block->bytes > kKeptBytes) return false;
+  if (!lock || block->bytes > kMostKeptBytes) return false;
+  while (kept().bytes + block->bytes > kMostKeptBytes)
+    system_free(kept().remove(0));  // what nobody has asked for longest
   try {
     kept().blocks.push_back({block, block->bytes});
   } catch (const std::bad_alloc&) {

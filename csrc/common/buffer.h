@@ -1,5 +1,5 @@
-// Scratch memory for kernels: 64-byte aligned, uninitialised, and handed on from call to call, because fresh pages from
-// the system cost more than many a kernel's work on them.
+// Memory for kernels, as scratch and for large results: 64-byte aligned, uninitialised, and handed on from call to
+// call, because fresh pages from the system cost more than many a kernel's work on them.
 #pragma once
 
 #include <cstddef>
@@ -9,8 +9,10 @@
 namespace fastcl {
 
 constexpr size_t kBufferAlignment = 64;
+constexpr size_t kMostKeptBytes = size_t(64) << 20;  // by all released buffers together
 
-// At least `bytes`; throws std::bad_alloc. What is released is kept for later calls, up to a limit, else freed.
+// At least `bytes`; throws std::bad_alloc. What is released is kept for later calls; beyond the limit, what was
+// released longest ago is freed.
 void* acquire_buffer(size_t bytes);
 void release_buffer(void* data) noexcept;
 

@@ -63,16 +63,36 @@ inline Tensor new_strided_tensor(const Tensor& like, torch::headeronly::IntHeade
   return Tensor(handle);
 }
 
-// The same, contiguous.
-inline Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type) {
+inline std::vector<int64_t> contiguous_strides(torch::headeronly::IntHeaderOnlyArrayRef sizes) {
   std::vector<int64_t> strides(sizes.size());
   int64_t stride = 1;
   for (size_t d = sizes.size(); d-- > 0; stride *= std::max<int64_t>(sizes[d], 1)) strides[d] = stride;
+  return strides;
+}
+
+// The same, contiguous.
+inline Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type) {
+  const std::vector<int64_t> strides = contiguous_strides(sizes);
   return new_strided_tensor(like, sizes, {strides.data(), strides.size()}, type);
 }
 
 inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
   return new_tensor(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type);
+}
+
+// As new_strided_tensor, on the CPU, dense, of floats or bytes. A large one stands in a buffer, whose memory the next
+// one takes over: the heap gives that much back to the system, and fresh pages take up to a third of a product's time.
+// The storage cannot grow.
+inline Tensor new_result(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                         torch::headeronly::IntHeaderOnlyArrayRef strides, ScalarType type) {
+  constexpr double kLargeBytes = 1 << 22;
+  double bytes = type == ScalarType::Float ? 4 : type == ScalarType::Byte ? 1 : 2;  // does not overflow
+  for (int64_t size : sizes) bytes *= double(size);
+  const bool known =
+      type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half || type == ScalarType::Byte;
+  if (!known || bytes < kLargeBytes || bytes > double(kMostKeptBytes))
+    return new_strided_tensor(like, sizes, strides, type);
+  return torch::stable::from_blob(acquire_buffer(size_t(bytes)), sizes, strides, like.device(), type, release_buffer);
 }
 
 // Uninitialised floats on the CPU in memory that goes back to the kernels' scratch: for what lives from a forward pass

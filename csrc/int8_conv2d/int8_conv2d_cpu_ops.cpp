@@ -77,11 +77,11 @@ Tensor int8_conv2d_packed_cpu(const Tensor& x, const Tensor& packed, std::option
   const int64_t sizes[] = {batch, n, height, width}, strides[] = {height * width * n, 1, width * n, n};
   const ScalarType type = p.x_quantized ? ScalarType::Float : x.scalar_type();
   if (p.y_quantized) {
-    Tensor y = new_strided_tensor(x, sizes, strides, ScalarType::Byte);
+    Tensor y = new_result(x, sizes, strides, ScalarType::Byte);
     if (run_int8_kernel(kOp, used, p, x, bias, y)) return y;
     p.y_quantized = false;
   }
-  Tensor y = new_strided_tensor(x, sizes, strides, type);
+  Tensor y = new_result(x, sizes, strides, type);
   run_int8_kernel(kOp, used, p, x, bias, y);
   return y;
 }

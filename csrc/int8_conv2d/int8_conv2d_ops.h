@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <limits>
 #include <vector>
 
 #include "int8_conv2d/int8_conv2d.h"
@@ -17,10 +18,13 @@ inline Int8Patches int8_patches(const char* op, const std::array<int64_t, 3>& im
   FASTCL_CHECK(kernel.size() == 2 && stride.size() == 2 && dilation.size() == 2 && padding.size() == 4, op,
                ": kernel, stride and dilation must have 2 values and padding 4, got ", kernel.size(), ", ",
                stride.size(), ", ", dilation.size(), " and ", padding.size());
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();  // so that products of two do not overflow
   for (const auto* values : {&kernel, &stride, &dilation})
     for (int64_t value : *values)
-      FASTCL_CHECK(value >= 1, op, ": kernel, stride and dilation must be at least 1, got ", value);
-  for (int64_t value : padding) FASTCL_CHECK(value >= 0, op, ": padding must not be negative, got ", value);
+      FASTCL_CHECK(value >= 1 && value <= kMost, op, ": kernel, stride and dilation must be from 1 to ", kMost,
+                   ", got ", value);
+  for (int64_t value : padding)
+    FASTCL_CHECK(value >= 0 && value <= kMost, op, ": padding must be from 0 to ", kMost, ", got ", value);
   Int8Patches p;
   p.height = image[0], p.width = image[1], p.channels = image[2];
   p.kernel_height = kernel[0], p.kernel_width = kernel[1];

@@ -149,8 +149,10 @@ std::string int8_kernel_names() {
 }
 
 void int8_pack_weight(const Int8Kernel& kernel, const Int8PackWeight& p) {
-  prefer_huge_pages(p.packed, size_t(int8_packed_bytes(p.n, p.k)));
-  std::memset(p.packed, 0, size_t(int8_packed_bytes(p.n, p.k)));
+  const size_t bytes = size_t(int8_packed_bytes(p.n, p.k));
+  prefer_huge_pages(p.packed, bytes);
+  std::memset(p.packed, 0, bytes);
+  move_to_huge_pages(p.packed, bytes);
   Int8PackedHeader header = {};
   std::strncpy(header.kernel, kernel.name, sizeof header.kernel - 1);
   header.n = p.n;

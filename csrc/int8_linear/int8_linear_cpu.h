@@ -148,7 +148,8 @@ void pad_images(const Int8Linear& p, int64_t pixel_bytes, int zero, Int8Images& 
   to.pad_top = to.pad_left = 0;
   const int64_t left = std::min(from.pad_left, to.width), inside = std::clamp<int64_t>(to.width - left, 0, from.width);
   const int64_t lines = p.m / (from.out_height * from.out_width) * to.height, line = to.width * pixel_bytes;
-  images.own = Buffer<uint8_t>(lines * line + 2 * kInt8Chunk * 4);  // chunks are read whole
+  if (double(lines) * double(line) > 0x1p46) throw std::bad_alloc();  // a stride may be far larger than its kernel
+  images.own = Buffer<uint8_t>(lines * line + 2 * kInt8Chunk * 4);    // chunks are read whole
   images.values = images.own.get();
   parallel_for(lines, grain_of(to.width * to.channels), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -212,7 +213,7 @@ inline Int8Images padded_images(const Int8Linear& p) {
   return images;
 }
 
-// Rows in quantised form. Each thread has two: the kernel reads one while the other is filled.
+// Rows in quantised form.
 template <class Kernel>
 class Int8Block {
  public:
@@ -395,6 +396,43 @@ void multiply_block(const Int8Linear& p, bool stream, Int8Block<Kernel>& block, 
   }
 }
 
+// Items cut evenly in shares, one for each thread: what it works on lies together, and is in its core's cache before
+// and after this op as well. Who is done with its own goes on with another's.
+class Int8Shares {
+ public:
+  Int8Shares(int64_t items, int64_t count) : count_(count), shares_(std::make_unique<Share[]>(size_t(count))) {
+    for (int64_t i = 0; i < count; ++i) {
+      shares_[size_t(i)].next = cut(items, count, i);
+      shares_[size_t(i)].end = cut(items, count, i + 1);
+    }
+  }
+
+  int64_t claim(int64_t own) {  // -1: none is left
+    for (int64_t i = own; i < own + count_; ++i) {
+      Share& share = shares_[size_t(i % count_)];
+      if (share.next.load(std::memory_order_relaxed) >= share.end) continue;
+      const int64_t item = share.next.fetch_add(1, std::memory_order_relaxed);
+      if (item < share.end) return item;
+    }
+    return -1;
+  }
+
+ private:
+  struct alignas(64) Share {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  int64_t count_;
+  std::unique_ptr<Share[]> shares_;
+};
+
+// Of the calling thread: the kernel reads one while the other is filled.
+template <class Kernel>
+Int8Block<Kernel> (&thread_blocks())[2] {
+  static thread_local Int8Block<Kernel> blocks[2];
+  return blocks;
+}
+
 template <class Kernel>
 bool linear_in_blocks(const Int8Linear& layer) {
   const Int8Images images = quantized_images<Kernel>(layer);
@@ -408,10 +446,10 @@ bool linear_in_blocks(const Int8Linear& layer) {
   constexpr int64_t kSmallWork = int64_t(1) << 20;    // products: less is done nearly as soon as a second thread starts
   constexpr int64_t kBlockBytes = int64_t(1) << 18;   // of quantised rows, a part of the second-level cache
   constexpr int64_t kStreamBytes = int64_t(4) << 20;  // of output for each thread
+  constexpr int64_t kPieces = 8;                      // of a thread's columns
   const int64_t k16 = int8_padded_k(p.k), panels = (p.n + Kernel::kColumns - 1) / Kernel::kColumns;
   const int64_t threads = p.m * p.n * p.k <= kSmallWork ? 1 : thread_count();
   const int64_t rows_in_tile = Kernel::kRows / int8_planes(p.mode);
-  // With few rows each thread takes columns, and quantises the rows for itself: cheaper than to wait for each other.
   const int64_t row_parts = p.m < 3 * rows_in_tile ? 1 : std::min(threads, p.m / rows_in_tile);
   const int64_t column_parts = std::min(threads / row_parts, panels);
   const int64_t tile_bytes = k16 * Kernel::kValueBytes * Kernel::kRows;
@@ -421,51 +459,54 @@ bool linear_in_blocks(const Int8Linear& layer) {
   const int64_t blocks = (rows_each + block_rows - 1) / block_rows * row_parts;
   const bool stream = !p.y_quantized && p.type == FloatType::kFloat32 && p.m * p.n * 4 > kStreamBytes * threads &&
                       p.n % Kernel::kColumns == 0 && reinterpret_cast<uintptr_t>(p.y) % 64 == 0;
-  // A thread takes blocks that lie together, whose rows are in its core's cache before and after this op as well, and
-  // then those that another one has not come to; the first of a share waits for its own thread.
-  struct alignas(64) Share {
-    std::atomic<int64_t> next;
-    int64_t end;
+  const auto open = [&](Int8Block<Kernel>& block, int64_t i) {
+    block.open(p, images, chunk_steps, cut(p.m, blocks, i), cut(p.m, blocks, i + 1));
   };
-  const auto shares = std::make_unique<Share[]>(size_t(row_parts));
-  for (int64_t r = 0; r < row_parts; ++r) {
-    shares[size_t(r)].next = blocks / row_parts * r + 1;
-    shares[size_t(r)].end = blocks / row_parts * (r + 1);
+  const auto finish = [&](Int8Block<Kernel>(&pair)[2]) {
+    for (Int8Block<Kernel>& block : pair) block.trim();
+    if (stream) Kernel::finish_streams();
+  };
+  if (blocks == 1) {
+    // Of few rows threads share the columns, and quantise the rows for themselves: cheaper than to wait for each other.
+    const int64_t pieces = column_parts == 1 ? 1 : std::min(panels, kPieces * column_parts);
+    Int8Shares shares(pieces, column_parts);
+    parallel_for(column_parts, 1, [&](int64_t begin, int64_t end) {
+      auto& pair = thread_blocks<Kernel>();
+      bool begun = false;
+      for (int64_t part = begin; part < end; ++part)
+        for (int64_t i; (i = shares.claim(part)) >= 0;) {
+          if (!std::exchange(begun, true)) {
+            open(pair[0], 0);
+            pair[0].quantize(p, 0, p.m);
+          }
+          multiply_block<Kernel>(p, stream, pair[0], nullptr, cut(panels, pieces, i), cut(panels, pieces, i + 1));
+        }
+      finish(pair);
+    });
+    return true;
   }
+  Int8Shares shares(blocks, row_parts);
   parallel_for(row_parts * column_parts, 1, [&](int64_t begin, int64_t end) {
-    static thread_local Int8Block<Kernel> pair[2];
+    auto& pair = thread_blocks<Kernel>();
     for (int64_t part = begin; part < end; ++part) {
       const int64_t row_part = part % row_parts, column_part = part / row_parts;
-      const int64_t p0 = cut(panels, column_parts, column_part);
-      const int64_t p1 = cut(panels, column_parts, column_part + 1);
-      int64_t own = blocks / row_parts * row_part;
-      bool begun = false;
-      const auto claim = [&]() -> int64_t {
-        if (!std::exchange(begun, true)) return own;
-        if (column_parts > 1) return ++own < shares[size_t(row_part)].end ? own : -1;  // every part goes over all rows
-        for (int64_t r = row_part; r < row_part + row_parts; ++r) {
-          Share& share = shares[size_t(r % row_parts)];
-          if (share.next.load(std::memory_order_relaxed) >= share.end) continue;
-          const int64_t i = share.next.fetch_add(1, std::memory_order_relaxed);
-          if (i < share.end) return i;
-        }
-        return -1;
-      };
-      const auto open = [&](Int8Block<Kernel>& block) {
-        const int64_t i = claim();
-        if (i >= 0) block.open(p, images, chunk_steps, cut(p.m, blocks, i), cut(p.m, blocks, i + 1));
+      const int64_t p0 = cut(panels, column_parts, column_part), p1 = cut(panels, column_parts, column_part + 1);
+      const int64_t each = blocks / row_parts;
+      int64_t own = each * row_part;
+      const auto open_next = [&](Int8Block<Kernel>& block) {
+        // with the columns cut as well every part goes over all its rows
+        const int64_t i = column_parts == 1 ? shares.claim(row_part) : own < each * (row_part + 1) ? own++ : -1;
+        if (i >= 0) open(block, i);
         return i >= 0;
       };
-      bool more = open(pair[0]);
+      bool more = open_next(pair[0]);
       if (more) pair[0].quantize(p, 0, pair[0].rows);
       for (int current = 0; more; current ^= 1) {
-        more = open(pair[current ^ 1]);
+        more = open_next(pair[current ^ 1]);
         multiply_block<Kernel>(p, stream, pair[current], more ? &pair[current ^ 1] : nullptr, p0, p1);
       }
-      pair[0].trim();
-      pair[1].trim();
     }
-    if (stream) Kernel::finish_streams();
+    finish(pair);
   });
   return true;
 }

@@ -5,6 +5,12 @@
 namespace fastcl {
 namespace {
 
+Tensor new_linear_result(const Tensor& x, int64_t n) {
+  const std::vector<int64_t> sizes = linear_output_sizes(x, n);
+  const std::vector<int64_t> strides = contiguous_strides({sizes.data(), sizes.size()});
+  return new_result(x, {sizes.data(), sizes.size()}, {strides.data(), strides.size()}, x.scalar_type());
+}
+
 Tensor int8_pack_weight_cpu(const Tensor& weight, std::string kernel_name, std::optional<Tensor> weight_scale,
                             std::optional<Tensor> x_range, std::optional<Tensor> x_multiplier,
                             std::optional<Tensor> outlier_columns, std::optional<Tensor> outlier_weight,
@@ -34,7 +40,7 @@ Tensor int8_linear_packed_cpu(const Tensor& x, const Tensor& packed, std::option
                ": x must be [..., K] and n the rows of the weight, got ", shape(x), " and ", n);
   const Int8Kernel& kernel = int8_kernel_of(kOp, packed, n, k);
   Int8Linear p = int8_packed_layer(kOp, packed);
-  Tensor y = new_linear_output(x, n);
+  Tensor y = new_linear_result(x, n);
   run_int8_kernel(kOp, kernel, p, as_contiguous(x), bias, y);
   return y;
 }
@@ -49,7 +55,7 @@ Tensor int8_linear_cpu(const Tensor& x, const Tensor& weight, const Tensor& weig
   const Int8Activations activations =
       int8_activations(kOp, mode, x_range, x_multiplier, outlier_columns, outlier_weight, n, k);
   check_int8_weight(kOp, weight);
-  Tensor y = new_linear_output(x, n);
+  Tensor y = new_linear_result(x, n);
   run_int8_linear(kOp, x, nullptr, weight, weight_scale, bias, packed, activations, activation, y);
   return y;
 }

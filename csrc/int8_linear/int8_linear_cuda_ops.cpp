@@ -13,7 +13,8 @@ Tensor int8_linear_cuda(const Tensor& x, const Tensor& weight, const Tensor& wei
   const int64_t n = weight.size(0), k = weight.size(1);
   const Int8Activations activations =
       int8_activations(kOp, mode, x_range, x_multiplier, outlier_columns, outlier_weight, n, k);
-  Tensor y = new_linear_output(x, n);
+  const std::vector<int64_t> sizes = linear_output_sizes(x, n);
+  Tensor y = new_tensor(x, {sizes.data(), sizes.size()}, x.scalar_type());
   run_int8_linear_cuda(kOp, x, nullptr, weight, weight_scale, bias, packed, activations, activation, y);
   return y;
 }

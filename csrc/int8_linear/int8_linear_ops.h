@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <optional>
 #include <string>
 #include <vector>
@@ -70,10 +71,19 @@ struct Int8Activations {
   std::optional<Tensor> x_range, x_multiplier, outlier_columns, outlier_weight;
 };
 
+// For a packed weight: where it holds a huge page or more, it begins with one.
+inline Tensor new_block(const Tensor& like, int64_t bytes) {
+  if (bytes < int64_t(kHugePage)) return new_tensor(like, {bytes}, ScalarType::Byte);
+  constexpr std::align_val_t kAlignment{kHugePage};
+  const int64_t stride = 1;
+  return torch::stable::from_blob(::operator new(size_t(bytes), kAlignment), {&bytes, 1}, {&stride, 1}, like.device(),
+                                  ScalarType::Byte, [](void* data) { ::operator delete(data, kAlignment); });
+}
+
 // A weight [n, k], packed, in a block of so many bytes or just what it needs.
 inline Tensor int8_pack(const Int8Kernel& kernel, const Tensor& weight, int64_t n, int64_t k, int64_t bytes = 0) {
   const Tensor rows = as_contiguous(weight);
-  Tensor packed = new_tensor(weight, {std::max(bytes, int8_packed_bytes(n, k))}, ScalarType::Byte);
+  Tensor packed = new_block(weight, std::max(bytes, int8_packed_bytes(n, k)));
   int8_pack_weight(kernel, {static_cast<const int8_t*>(rows.const_data_ptr()), n, k,
                             static_cast<uint8_t*>(packed.mutable_data_ptr())});
   return packed;
@@ -186,11 +196,11 @@ inline void run_int8_linear(const char* op, const Tensor& x, const Int8Patches* 
   run_int8_kernel(op, int8_kernel_of(op, block, n, k), p, as_contiguous(x), bias, y);
 }
 
-inline Tensor new_linear_output(const Tensor& x, int64_t n) {
+inline std::vector<int64_t> linear_output_sizes(const Tensor& x, int64_t n) {
   std::vector<int64_t> sizes;
   for (int64_t d = 0; d + 1 < x.dim(); ++d) sizes.push_back(x.size(d));
   sizes.push_back(n);
-  return new_tensor(x, {sizes.data(), sizes.size()}, x.scalar_type());
+  return sizes;
 }
 
 }  // namespace fastcl

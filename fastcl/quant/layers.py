@@ -22,8 +22,8 @@ from fastcl.ops.checks import FLOAT_DTYPES
 from fastcl.ops.int8_linear import ACTIVATIONS, MAX_DEPTH, MAX_DEPTH_UNSIGNED, MODES
 from fastcl.ops.registry import op, runs_native, runs_plainly
 
-_linear_packed: Any = torch.ops.fastcl.int8_linear_packed
-_conv2d_packed: Any = torch.ops.fastcl.int8_conv2d_packed
+_linear_packed: Any = torch.ops.fastcl.int8_linear_packed.default
+_conv2d_packed: Any = torch.ops.fastcl.int8_conv2d_packed.default
 _PACKED_NAMES = frozenset(  # what the packed weight is made of
     ("weight", "weight_scale", "x_range", "x_multiplier", "outlier_columns", "outlier_weight", "mode", "activation")
 )
