@@ -372,8 +372,8 @@ class TilePass {
     }
     if (grad_k_)
       kernels_.product({pack == 1 ? t.g_rows : t.g_cols, 1, pack == 1 ? t.ld_rows : t.ld_cols, q_.row(t.i0),
-                        t.rows / pack, panel, grad_k_ + t.j0 * dim, keys, dim,
-                        t.triangle ? Part::kAbove : Part::kWhole, !t.triangle && col_turn_number == 0});
+                        t.rows / pack, panel, grad_k_ + t.j0 * dim, keys, dim, t.triangle ? Part::kAbove : Part::kWhole,
+                        !t.triangle && col_turn_number == 0});
     pass_on(col_turn(J), col_turn_number);
   }
 
