@@ -48,8 +48,8 @@ struct Tile {
 // What there is of A on the diagonal: the blocks on and above it; kAbove reads them transposed, where A's lie below.
 enum class Part { kWhole, kDiagonalAndAbove, kAbove };
 
-// out[rows, dim] += A Z, or = A Z where nothing stands in out yet, with A read in place through two strides. Z is packed
-// a few columns at a time, which stay near.
+// out[rows, dim] += A Z, or = A Z where nothing stands in out yet, with A read in place through two strides. Z is
+// packed a few columns at a time, which stay near.
 struct Product {
   const float* a;
   ptrdiff_t row_stride, word_stride;  // words
