@@ -209,6 +209,7 @@ def test_nothing_is_kept_where_nothing_needs_it_or_it_is_large():
     cpu = torch.device("cpu")
     native = fastcl.backends()["ntxent"]["cpu"] == "native"
     assert (checks.floats_to_keep("ntxent", cpu, 2048, 2048, 128) > 2048 * (2048 + 128)) == native
+    assert (checks.floats_to_keep("ntxent", cpu, 2048, 2048, 4096) > 2048 * (2048 + 4096)) == native
     assert checks.floats_to_keep("ntxent", cpu, 8192, 8192, 128) == 0
     assert checks.floats_to_keep("ntxent", torch.device("cuda"), 512, 512, 128) == 0
     with fastcl.use_backend("reference"):
