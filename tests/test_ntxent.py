@@ -145,19 +145,18 @@ def test_same_bits_beside_busy_processes():
     """A thread that is waited for too long is done without for a while."""
     threads = torch.get_num_threads()
     z0, z1 = torch.randn(2, 256, 64)
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         torch.set_num_threads(1)
         first = run(ntxent, z0, z1, 10.0, torch.float32)
         torch.set_num_threads(2)
-        for _ in range(40):
+        for _ in range(15):
             for a, b in zip(run(ntxent, z0, z1, 10.0, torch.float32), first, strict=True):
                 assert torch.equal(a, b)
     finally:
         torch.set_num_threads(threads)
-        for process in busy:
-            process.kill()
-            process.wait()
+        busy.kill()
+        busy.wait()
 
 
 def test_strided_inputs(backend):
