@@ -141,7 +141,7 @@ def test_same_bits_on_every_call(backend):
             assert torch.equal(a, b)
 
 
-def test_same_bits_beside_busy_processes():
+def test_same_bits_beside_a_busy_process():
     """A thread that is waited for too long is done without for a while."""
     threads = torch.get_num_threads()
     z0, z1 = torch.randn(2, 256, 64)
